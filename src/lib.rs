@@ -1,0 +1,16 @@
+//! banger: one-command development sandboxes on microVMs.
+//!
+//! Everything is in this library so that tests and benches reach the real code;
+//! `main.rs` only calls [`role::run`]. The layers are drawn in
+//! `docs/architecture.md`, and `tidy.rs` refuses an import that goes upwards.
+//!
+//! Reading order: `model` (the words), `plan` (the decisions), `proto` (what
+//! crosses a socket), then the effects (`host`, `vmm`, `image`, `workspace`),
+//! `store`, and the roles (`daemon`, `helper`, `agent`, `cli`).
+
+#![warn(missing_docs)]
+
+pub mod failure;
+pub mod model;
+pub mod plan;
+pub mod proto;

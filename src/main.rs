@@ -1,0 +1,3 @@
+//! The one binary; what it does is decided by the name it is called by.
+
+fn main() {}

@@ -1,0 +1,274 @@
+//! The steps that make a VM out of objects on this machine.
+//!
+//! A [`Step`] names one object by the VM's identity and says how it must be. It holds
+//! no path, no PID and no descriptor: whoever carries it out derives them, so a step
+//! can be saved in a row, sent to the root helper and found again after a crash.
+//! Each has two verbs, `ensure` and `absent`, both idempotent, and a `probe`.
+//!
+//! | step | identity on the host |
+//! |---|---|
+//! | `VmDirectory` | `<state>/vms/<id>` |
+//! | `UpperDisk`, `WorkDisk` | `upper.ext4`, `work.ext4` in it |
+//! | `RunDirectory` | `<runtime>/vms/<id>`: sockets, VMM log |
+//! | `Tap` | interface `bgr-<id>`, a port of our bridge |
+//! | `NetRules` | elements keyed by the tap's name in our one nftables table |
+//! | `Cgroup` | `banger/<id>` where cgroup v2 is ours to use, else nothing |
+//! | `VsockBackend` | the process with `--uds-path <run directory>/vsock` |
+//! | `Vmm` | the process with `--id <id>` (launcher, Firecracker) or `-name banger-<id>` |
+//! | `Configured`, `Booted`, `Ready` | none: calls to the VMM, then the agent's call |
+
+use std::net::Ipv4Addr;
+
+use crate::model::ids::{ContentId, VmId};
+use crate::model::net::{NetMode, PortForward, Subnet};
+use crate::model::units::Bytes;
+use crate::model::vm::VmmKind;
+
+/// One object of one VM, as it must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// The VM's folder in the state directory.
+    VmDirectory {
+        /// Whose.
+        vm: VmId,
+    },
+    /// The sparse ext4 file that takes the changes to the root.
+    UpperDisk {
+        /// Whose.
+        vm: VmId,
+        /// Virtual size.
+        size: Bytes,
+    },
+    /// The sparse ext4 file mounted at /root.
+    WorkDisk {
+        /// Whose.
+        vm: VmId,
+        /// Virtual size.
+        size: Bytes,
+    },
+    /// The VM's folder in the runtime directory.
+    RunDirectory {
+        /// Whose.
+        vm: VmId,
+    },
+    /// The tap, up, isolated, enslaved to our bridge.
+    Tap {
+        /// Whose.
+        vm: VmId,
+        /// The network of our bridge, which is made first if missing.
+        subnet: Subnet,
+    },
+    /// The VM's elements in our nftables table, which is made first if missing.
+    NetRules {
+        /// Whose.
+        vm: VmId,
+        /// The only address the guest may use.
+        address: Ipv4Addr,
+        /// The network of our bridge.
+        subnet: Subnet,
+        /// Whether the outside is reachable.
+        outside: Outside,
+    },
+    /// The control group that the VM's processes live in.
+    Cgroup {
+        /// Whose.
+        vm: VmId,
+    },
+    /// `vhost-device-vsock`, QEMU only.
+    VsockBackend {
+        /// Whose.
+        vm: VmId,
+    },
+    /// The VMM's process, started and reachable over its control socket; the guest
+    /// does not run yet.
+    Vmm {
+        /// Whose.
+        vm: VmId,
+        /// The machine it makes.
+        machine: Machine,
+    },
+    /// The machine is described to the VMM (Firecracker: its API; QEMU: QMP greeted).
+    Configured {
+        /// Whose.
+        vm: VmId,
+        /// The machine it makes.
+        machine: Machine,
+    },
+    /// The guest's processors run.
+    Booted {
+        /// Whose.
+        vm: VmId,
+        /// Which VMM to tell.
+        kind: VmmKind,
+    },
+    /// The agent has called.
+    Ready {
+        /// Whose.
+        vm: VmId,
+    },
+}
+
+/// Whether a guest's packets may leave the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outside {
+    /// Only the host's resolver is reachable.
+    Closed,
+    /// Masqueraded to the outside.
+    Nat,
+}
+
+/// The machine that a VMM makes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// Which VMM, and how it executes guest code.
+    pub kind: VmmKind,
+    /// Virtual processors.
+    pub vcpu: u8,
+    /// Guest memory.
+    pub memory: Bytes,
+    /// The base disk's content.
+    pub image: ContentId,
+    /// The kernel's content.
+    pub kernel: ContentId,
+    /// The network device.
+    pub net: NetMode,
+    /// Ports published by QEMU's user-mode network.
+    pub publish: Vec<PortForward>,
+}
+
+/// What kind of object a step makes, for logs, limits and planted faults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum StepKind {
+    /// See [`Step::VmDirectory`].
+    VmDirectory,
+    /// See [`Step::UpperDisk`].
+    UpperDisk,
+    /// See [`Step::WorkDisk`].
+    WorkDisk,
+    /// See [`Step::RunDirectory`].
+    RunDirectory,
+    /// See [`Step::Tap`].
+    Tap,
+    /// See [`Step::NetRules`].
+    NetRules,
+    /// See [`Step::Cgroup`].
+    Cgroup,
+    /// See [`Step::VsockBackend`].
+    VsockBackend,
+    /// See [`Step::Vmm`].
+    Vmm,
+    /// See [`Step::Configured`].
+    Configured,
+    /// See [`Step::Booted`].
+    Booted,
+    /// See [`Step::Ready`].
+    Ready,
+}
+
+impl StepKind {
+    /// The word for logs, progress and rows.
+    pub fn word(self) -> &'static str {
+        match self {
+            StepKind::VmDirectory => "vm-directory",
+            StepKind::UpperDisk => "upper-disk",
+            StepKind::WorkDisk => "work-disk",
+            StepKind::RunDirectory => "run-directory",
+            StepKind::Tap => "tap",
+            StepKind::NetRules => "net-rules",
+            StepKind::Cgroup => "cgroup",
+            StepKind::VsockBackend => "vsock-backend",
+            StepKind::Vmm => "vmm",
+            StepKind::Configured => "configured",
+            StepKind::Booted => "booted",
+            StepKind::Ready => "ready",
+        }
+    }
+}
+
+impl Step {
+    /// The VM that this object belongs to.
+    pub fn vm(&self) -> VmId {
+        match self {
+            Step::VmDirectory { vm }
+            | Step::UpperDisk { vm, .. }
+            | Step::WorkDisk { vm, .. }
+            | Step::RunDirectory { vm }
+            | Step::Tap { vm, .. }
+            | Step::NetRules { vm, .. }
+            | Step::Cgroup { vm }
+            | Step::VsockBackend { vm }
+            | Step::Vmm { vm, .. }
+            | Step::Configured { vm, .. }
+            | Step::Booted { vm, .. }
+            | Step::Ready { vm } => *vm,
+        }
+    }
+
+    /// The kind of object.
+    pub fn kind(&self) -> StepKind {
+        match self {
+            Step::VmDirectory { .. } => StepKind::VmDirectory,
+            Step::UpperDisk { .. } => StepKind::UpperDisk,
+            Step::WorkDisk { .. } => StepKind::WorkDisk,
+            Step::RunDirectory { .. } => StepKind::RunDirectory,
+            Step::Tap { .. } => StepKind::Tap,
+            Step::NetRules { .. } => StepKind::NetRules,
+            Step::Cgroup { .. } => StepKind::Cgroup,
+            Step::VsockBackend { .. } => StepKind::VsockBackend,
+            Step::Vmm { .. } => StepKind::Vmm,
+            Step::Configured { .. } => StepKind::Configured,
+            Step::Booted { .. } => StepKind::Booted,
+            Step::Ready { .. } => StepKind::Ready,
+        }
+    }
+}
+
+/// What a probe saw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// The object does not exist.
+    Absent,
+    /// It exists as described.
+    Present,
+    /// It exists and differs from the description, or is half made.
+    Different,
+}
+
+/// Why a step did not succeed, as far as the plan decides on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FaultKind {
+    /// The object is in use; worth another try.
+    Busy,
+    /// No space, memory or other resource left.
+    Full,
+    /// Something the step needs does not exist (a program, an image).
+    Missing,
+    /// Not permitted.
+    Denied,
+    /// The deadline passed.
+    Timeout,
+    /// The VMM ended.
+    Exited,
+    /// Anything else.
+    Other,
+}
+
+/// A step's failure.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what}")]
+pub struct Fault {
+    /// Decides on a retry.
+    pub kind: FaultKind,
+    /// The attempt, the object and the cause: `add tap bgr-01234567: operation not permitted`.
+    pub what: String,
+}
+
+impl Fault {
+    /// A fault of this kind.
+    pub fn new(kind: FaultKind, what: impl Into<String>) -> Fault {
+        Fault {
+            kind,
+            what: what.into(),
+        }
+    }
+}
