@@ -11,6 +11,9 @@
 #![warn(missing_docs)]
 
 pub mod failure;
+pub mod host;
 pub mod model;
 pub mod plan;
 pub mod proto;
+pub mod role;
+pub mod sys;

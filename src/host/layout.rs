@@ -1,0 +1,261 @@
+//! Where everything of ours lies: every path is derived here, from three roots.
+//!
+//! ```text
+//!  state    (durable)    store.redb, bangerd.log, images/, kernels/, vms/<id>/
+//!  cache    (rebuilt)    initrd/, templates/, apt/, tools/
+//!  runtime  (of a boot)  bangerd.sock, start.lock, vms/<id>/ with sockets
+//! ```
+//!
+//! `BANGER_STATE_DIR`, `BANGER_CACHE_DIR` and `BANGER_RUNTIME_DIR` override the XDG
+//! directories, so that several daemons live side by side.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use crate::failure::Failure;
+use crate::model::ids::{ContentId, VmId};
+
+/// Longest path of a Unix socket, without the closing NUL (`sun_path` of unix(7) has 108 bytes).
+pub const SOCKET_PATH_LIMIT: usize = 107;
+
+/// The three roots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// What must survive.
+    pub state: PathBuf,
+    /// What can be made again.
+    pub cache: PathBuf,
+    /// What ends with the boot.
+    pub runtime: PathBuf,
+}
+
+impl Layout {
+    /// The roots that an environment means.
+    ///
+    /// `variable` reads one environment variable; `uid` is the caller's. Without
+    /// `XDG_RUNTIME_DIR` root uses /run/banger and others /tmp/banger-runtime-UID.
+    ///
+    /// # Errors
+    /// No home directory, or a runtime directory too long for a VM's sockets.
+    pub fn from_environment(
+        variable: impl Fn(&str) -> Option<OsString>,
+        uid: u32,
+    ) -> Result<Layout, Failure> {
+        let set = |name: &str| variable(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let below_home = |xdg: &str, rest: &str| {
+            let base = set(xdg).filter(|p| p.is_absolute());
+            let base = base.or_else(|| set("HOME").map(|home| home.join(rest)));
+            base.map(|base| base.join("banger")).ok_or_else(|| {
+                Failure::usage(format!(
+                    "find the directory of {xdg}: neither it nor HOME is set"
+                ))
+                .hint("Set HOME, or BANGER_STATE_DIR, BANGER_CACHE_DIR and BANGER_RUNTIME_DIR.")
+            })
+        };
+        let runtime = set("BANGER_RUNTIME_DIR")
+            .or_else(|| set("XDG_RUNTIME_DIR").map(|dir| dir.join("banger")))
+            .unwrap_or_else(|| match uid {
+                0 => PathBuf::from("/run/banger"),
+                _ => PathBuf::from(format!("/tmp/banger-runtime-{uid}")),
+            });
+        let layout = Layout {
+            state: match set("BANGER_STATE_DIR") {
+                Some(dir) => dir,
+                None => below_home("XDG_STATE_HOME", ".local/state")?,
+            },
+            cache: match set("BANGER_CACHE_DIR") {
+                Some(dir) => dir,
+                None => below_home("XDG_CACHE_HOME", ".cache")?,
+            },
+            runtime,
+        };
+        layout.check()
+    }
+
+    fn check(self) -> Result<Layout, Failure> {
+        for (variable, dir) in [
+            ("BANGER_STATE_DIR", &self.state),
+            ("BANGER_CACHE_DIR", &self.cache),
+            ("BANGER_RUNTIME_DIR", &self.runtime),
+        ] {
+            if !dir.is_absolute() {
+                return Err(Failure::usage(format!(
+                    "use directory {}: not absolute",
+                    dir.display()
+                ))
+                .hint(format!("Set {variable} to an absolute path.")));
+            }
+        }
+        let longest = self.vsock_listener(VmId::from_bits(0), 1023);
+        let length = longest.as_os_str().as_bytes().len();
+        if length > SOCKET_PATH_LIMIT {
+            return Err(Failure::usage(format!(
+                "use runtime directory {}: its sockets would have paths of {length} bytes, {SOCKET_PATH_LIMIT} are possible",
+                self.runtime.display()
+            ))
+            .hint("Set BANGER_RUNTIME_DIR to a shorter path, such as /tmp/banger."));
+        }
+        Ok(self)
+    }
+
+    /// The store of VMs, images and kernels.
+    pub fn store(&self) -> PathBuf {
+        self.state.join("store.redb")
+    }
+
+    /// What bangerd logs when it was started by the command line.
+    pub fn daemon_log(&self) -> PathBuf {
+        self.state.join("bangerd.log")
+    }
+
+    /// The daemon's socket.
+    pub fn daemon_socket(&self) -> PathBuf {
+        self.runtime.join("bangerd.sock")
+    }
+
+    /// Locked by whoever starts a daemon.
+    pub fn start_lock(&self) -> PathBuf {
+        self.runtime.join("start.lock")
+    }
+
+    /// Folder of all images, one folder per content id.
+    pub fn images(&self) -> PathBuf {
+        self.state.join("images")
+    }
+
+    /// An image's root file system.
+    pub fn image_rootfs(&self, content: &ContentId) -> PathBuf {
+        self.images().join(content.as_str()).join("rootfs.ext4")
+    }
+
+    /// Folder of all kernels, one folder per content id.
+    pub fn kernels(&self) -> PathBuf {
+        self.state.join("kernels")
+    }
+
+    /// A kernel's folder: vmlinux, initrd-modules/, modules.ext4, manifest.json.
+    pub fn kernel(&self, content: &ContentId) -> PathBuf {
+        self.kernels().join(content.as_str())
+    }
+
+    /// A VM's folder in the state directory.
+    pub fn vm_directory(&self, vm: VmId) -> PathBuf {
+        self.state.join("vms").join(vm.to_string())
+    }
+
+    /// The disk that takes the changes to the root.
+    pub fn upper_disk(&self, vm: VmId) -> PathBuf {
+        self.vm_directory(vm).join("upper.ext4")
+    }
+
+    /// The disk at /root.
+    pub fn work_disk(&self, vm: VmId) -> PathBuf {
+        self.vm_directory(vm).join("work.ext4")
+    }
+
+    /// What the guest wrote to its serial console, kept after the VM stops.
+    pub fn console_log(&self, vm: VmId) -> PathBuf {
+        self.vm_directory(vm).join("console.log")
+    }
+
+    /// What the VMM and its helpers wrote, kept after the VM stops.
+    pub fn vmm_log(&self, vm: VmId) -> PathBuf {
+        self.vm_directory(vm).join("vmm.log")
+    }
+
+    /// A VM's folder in the runtime directory.
+    pub fn run_directory(&self, vm: VmId) -> PathBuf {
+        self.runtime.join("vms").join(vm.to_string())
+    }
+
+    /// The Unix socket by which the host reaches the guest's vsock ports.
+    pub fn vsock(&self, vm: VmId) -> PathBuf {
+        self.run_directory(vm).join("vsock")
+    }
+
+    /// The Unix socket on which the host hears the guest call this port.
+    pub fn vsock_listener(&self, vm: VmId, port: u32) -> PathBuf {
+        self.run_directory(vm).join(format!("vsock_{port}"))
+    }
+
+    /// The VMM's control socket: Firecracker's API or QEMU's QMP.
+    pub fn control_socket(&self, vm: VmId) -> PathBuf {
+        self.run_directory(vm).join("vmm.sock")
+    }
+
+    /// The socket between QEMU and its vsock back end.
+    pub fn vhost_socket(&self, vm: VmId) -> PathBuf {
+        self.run_directory(vm).join("vhost.sock")
+    }
+
+    /// Folder of the cached initrds.
+    pub fn initrds(&self) -> PathBuf {
+        self.cache.join("initrd")
+    }
+
+    /// Folder of the cached empty file systems.
+    pub fn templates(&self) -> PathBuf {
+        self.cache.join("templates")
+    }
+
+    /// Private package lists and downloads.
+    pub fn apt(&self) -> PathBuf {
+        self.cache.join("apt")
+    }
+
+    /// Programs that the set-up script installed for us.
+    pub fn tools(&self) -> PathBuf {
+        self.cache.join("tools").join("bin")
+    }
+
+    /// Whether a path lies under one of the roots.
+    pub fn owns(&self, path: &Path) -> bool {
+        [&self.state, &self.cache, &self.runtime]
+            .into_iter()
+            .any(|root| path.starts_with(root))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(pairs: &[(&str, &str)], uid: u32) -> Result<Layout, Failure> {
+        let pairs: Vec<(String, OsString)> = pairs
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), OsString::from(value)))
+            .collect();
+        Layout::from_environment(
+            |name| {
+                pairs
+                    .iter()
+                    .find(|(n, _)| n == name)
+                    .map(|(_, v)| v.clone())
+            },
+            uid,
+        )
+    }
+
+    #[test]
+    fn home_alone_gives_the_xdg_defaults() {
+        let layout = layout(&[("HOME", "/home/ada")], 1000).unwrap();
+        assert_eq!(layout.state, Path::new("/home/ada/.local/state/banger"));
+        assert_eq!(layout.cache, Path::new("/home/ada/.cache/banger"));
+        assert_eq!(layout.runtime, Path::new("/tmp/banger-runtime-1000"));
+    }
+
+    #[test]
+    fn a_runtime_directory_too_long_for_sockets_is_refused_by_name() {
+        let long = format!("/{}", "x".repeat(90));
+        let failure = layout(&[("HOME", "/h"), ("BANGER_RUNTIME_DIR", &long)], 0).unwrap_err();
+        assert!(failure.what.contains(&long), "{failure}");
+        assert!(failure.hint.unwrap().contains("BANGER_RUNTIME_DIR"));
+    }
+
+    #[test]
+    fn without_home_the_missing_variable_is_named() {
+        let failure = layout(&[], 1000).unwrap_err();
+        assert!(failure.to_string().contains("HOME"), "{failure}");
+    }
+}

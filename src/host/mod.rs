@@ -1,0 +1,3 @@
+//! This machine: one file per kind of object that we make on it.
+
+pub mod layout;

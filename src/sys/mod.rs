@@ -1,0 +1,2 @@
+//! The only unsafe code: kernel interfaces that rustix does not cover. Safe functions
+//! out, owned or borrowed descriptors in; imports nothing of ours.
