@@ -160,6 +160,10 @@ pub struct VmSpec {
     pub init: InitMode,
     /// The VMM asked for; the one used is decided at each start.
     pub vmm: VmmRequest,
+    /// Environment of every command that is run in it, over the guest's own.
+    pub env: Vec<(String, String)>,
+    /// Absolute directory in the guest where commands start that name none.
+    pub workdir: Option<String>,
 }
 
 impl VmSpec {

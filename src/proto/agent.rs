@@ -66,7 +66,7 @@ pub struct Exec {
     /// Set over the guest's own environment, in order.
     #[serde(default)]
     pub env: Vec<(String, String)>,
-    /// Absolute; `None` means the workspace of the VM, else root's home.
+    /// Absolute; `None` means `GuestConfig::workdir` where that exists, else root's home.
     #[serde(default)]
     pub workdir: Option<String>,
     /// The terminal to allocate; `None` means three pipes.
@@ -112,9 +112,6 @@ impl Exit {
 pub struct Unpack {
     /// Absolute directory in the guest.
     pub path: String,
-    /// Remember it as the VM's workspace: commands without a working directory run there.
-    #[serde(default)]
-    pub workspace: bool,
 }
 
 /// The answer to `Ping`.

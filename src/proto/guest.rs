@@ -56,6 +56,9 @@ pub struct GuestConfig {
     pub files: Vec<GuestFile>,
     /// Environment of every command the agent runs.
     pub env: Vec<(String, String)>,
+    /// Where commands start that name no directory, as long as it exists; else root's home.
+    #[serde(default)]
+    pub workdir: Option<String>,
     /// The image's own command to keep running in `agent` mode; empty for none.
     pub entrypoint: Vec<String>,
     /// Random bytes for the kernel's pool, hexadecimal: each boot of each VM has its own.

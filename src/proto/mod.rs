@@ -12,4 +12,6 @@
 pub mod agent;
 pub mod frame;
 pub mod guest;
+pub mod reply;
+pub mod request;
 pub mod text;
