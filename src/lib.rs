@@ -10,8 +10,10 @@
 
 #![warn(missing_docs)]
 
+pub mod daemon;
 pub mod failure;
 pub mod host;
+pub mod logging;
 pub mod model;
 pub mod plan;
 pub mod proto;

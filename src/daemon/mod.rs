@@ -1,0 +1,5 @@
+//! The daemon: one actor loop that owns every VM, image and kernel.
+
+pub mod connection;
+pub mod guest;
+pub mod listen;
