@@ -14,4 +14,6 @@ pub mod frame;
 pub mod guest;
 pub mod reply;
 pub mod request;
+#[cfg(test)]
+mod samples;
 pub mod text;
