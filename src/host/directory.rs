@@ -1,0 +1,126 @@
+//! A VM's two folders: made private, removed whole.
+//!
+//! Nothing here follows a symbolic link inside a folder: what a guest's VMM (or an
+//! attacker as the same user) left there is removed as a link, never through it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use crate::plan::step::{Fault, FaultKind, Presence};
+
+use super::fault::fault;
+
+/// Sockets and disks are nobody else's business.
+const PRIVATE: u32 = 0o700;
+
+/// Makes the folder with mode 0700, and its parents where they are missing.
+pub fn ensure(path: &Path) -> Result<(), Fault> {
+    if probe(path)? == Presence::Absent {
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(PRIVATE);
+        builder
+            .create(path)
+            .map_err(|error| fault(attempt("create", path), error))?;
+    }
+    let found =
+        fs::symlink_metadata(path).map_err(|error| fault(attempt("examine", path), error))?;
+    if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
+        return Err(Fault::new(
+            FaultKind::Denied,
+            format!(
+                "use directory {}: it is not a directory of ours; move it away",
+                path.display()
+            ),
+        ));
+    }
+    if mode(&found) != PRIVATE {
+        fs::set_permissions(path, fs::Permissions::from_mode(PRIVATE))
+            .map_err(|error| fault(attempt("make private", path), error))?;
+    }
+    Ok(())
+}
+
+/// Removes the folder with all it holds.
+///
+/// `remove_dir_all` works by `openat` and `unlinkat` with O_NOFOLLOW, so a link put
+/// in its way while it runs is unlinked and not followed (CVE-2022-21658).
+pub fn absent(path: &Path) -> Result<(), Fault> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(fault(attempt("remove", path), error)),
+    }
+}
+
+/// Present means a real directory of ours with mode 0700.
+pub fn probe(path: &Path) -> Result<Presence, Fault> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() && mode(&found) == PRIVATE => Ok(Presence::Present),
+        Ok(_) => Ok(Presence::Different),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Presence::Absent),
+        Err(error) => Err(fault(attempt("examine", path), error)),
+    }
+}
+
+fn mode(found: &fs::Metadata) -> u32 {
+    found.permissions().mode() & 0o7777
+}
+
+fn attempt(verb: &str, path: &Path) -> String {
+    format!("{verb} directory {}", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn made_twice_is_private_and_keeps_its_content() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("vms/0000002a");
+        ensure(&path).unwrap();
+        fs::write(path.join("kept"), "x").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(probe(&path).unwrap(), Presence::Different);
+        ensure(&path).unwrap();
+        assert_eq!(probe(&path).unwrap(), Presence::Present);
+        assert!(path.join("kept").exists());
+    }
+
+    #[test]
+    fn removed_twice_leaves_what_its_links_point_to() {
+        let root = tempfile::tempdir().unwrap();
+        let outside = root.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("precious"), "x").unwrap();
+        let path = root.path().join("vm");
+        ensure(&path).unwrap();
+        symlink(&outside, path.join("link")).unwrap();
+        absent(&path).unwrap();
+        absent(&path).unwrap();
+        assert_eq!(probe(&path).unwrap(), Presence::Absent);
+        assert!(outside.join("precious").exists());
+    }
+
+    #[test]
+    fn a_link_in_place_of_the_folder_is_refused_and_removed_as_a_link() {
+        let root = tempfile::tempdir().unwrap();
+        let outside = root.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        let path = root.path().join("vm");
+        symlink(&outside, &path).unwrap();
+        assert_eq!(ensure(&path).unwrap_err().kind, FaultKind::Denied);
+        absent(&path).unwrap();
+        assert!(outside.exists());
+        assert_eq!(probe(&path).unwrap(), Presence::Absent);
+    }
+}

@@ -1,0 +1,183 @@
+//! The few programs of the host that we run to completion: found, bounded in time,
+//! their complaint kept.
+//!
+//! A program runs with a clean environment (no `LD_PRELOAD`, messages in English)
+//! and with nothing of ours open. Long-lived processes are not started here.
+
+use std::ffi::OsStr;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::plan::step::{Fault, FaultKind};
+
+use super::fault::fault;
+
+/// Where system programs lie that an ordinary user's PATH leaves out (Debian).
+const SYSTEM_DIRECTORIES: [&str; 6] = [
+    "/usr/local/sbin",
+    "/usr/local/bin",
+    "/usr/sbin",
+    "/usr/bin",
+    "/sbin",
+    "/bin",
+];
+
+/// Most of a program's output that is kept, in bytes.
+const OUTPUT_LIMIT: u64 = 1 << 20;
+
+/// The program's file: first on PATH, then in the system's directories.
+pub fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(SYSTEM_DIRECTORIES.iter().map(PathBuf::from))
+        .filter(|directory| directory.is_absolute())
+        .map(|directory| directory.join(name))
+        .find(|candidate| is_executable(candidate))
+}
+
+fn is_executable(path: &Path) -> bool {
+    path.metadata()
+        .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+}
+
+/// The program's file, or a fault that names the package to install.
+pub fn require(name: &str, package: &str) -> Result<PathBuf, Fault> {
+    find(name).ok_or_else(|| {
+        Fault::new(
+            FaultKind::Missing,
+            format!(
+                "find the program {name}: it is not installed; run `apt-get install {package}`"
+            ),
+        )
+    })
+}
+
+/// What a program left behind.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Whether its exit status was 0.
+    pub success: bool,
+    /// What it wrote to standard output.
+    pub output: String,
+    /// What it wrote to standard error, trimmed.
+    pub complaint: String,
+}
+
+/// Runs a program with this standard input and waits; it is killed at the deadline.
+pub fn run<S: AsRef<OsStr>>(
+    program: &Path,
+    arguments: impl IntoIterator<Item = S>,
+    input: &[u8],
+    deadline: Duration,
+) -> Result<Outcome, Fault> {
+    let attempt = || format!("run {}", program.display());
+    let mut child = Command::new(program)
+        .args(arguments)
+        .env_clear()
+        .env("PATH", SYSTEM_DIRECTORIES.join(":"))
+        .env("LC_ALL", "C")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| fault(attempt(), error))?;
+    feed(&mut child, input);
+    if !wait(&child, deadline).map_err(|error| fault(attempt(), error))? {
+        // Reaped below; a program that ignores SIGKILL does not exist.
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(Fault::new(
+            FaultKind::Timeout,
+            format!("{}: not done after {} s", attempt(), deadline.as_secs()),
+        ));
+    }
+    let status = child.wait().map_err(|error| fault(attempt(), error))?;
+    Ok(Outcome {
+        success: status.success(),
+        output: text(child.stdout.take()),
+        complaint: text(child.stderr.take()).trim().to_owned(),
+    })
+}
+
+/// Writes the whole input (which must fit a pipe, 64 KiB) and closes it. A program that
+/// ends without reading it reports so by its status, so an error here says nothing more.
+fn feed(child: &mut Child, input: &[u8]) {
+    if let Some(mut pipe) = child.stdin.take() {
+        let _ = pipe.write_all(input);
+    }
+}
+
+/// Whether the program ended before the deadline.
+fn wait(child: &Child, deadline: Duration) -> Result<bool, rustix::io::Errno> {
+    let pid = Pid::from_child(child);
+    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+    let mut watched = [PollFd::new(&pidfd, PollFlags::IN)];
+    let limit = Timespec {
+        tv_sec: deadline.as_secs().cast_signed(),
+        tv_nsec: i64::from(deadline.subsec_nanos()),
+    };
+    loop {
+        match poll(&mut watched, Some(&limit)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn text(pipe: Option<impl Read>) -> String {
+    let mut bytes = Vec::new();
+    if let Some(pipe) = pipe {
+        // Bounded by the pipe itself: the program has ended.
+        let _ = pipe.take(OUTPUT_LIMIT).read_to_end(&mut bytes);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_program_names_its_package() {
+        let fault = require("no-such-program-of-ours", "somepackage").unwrap_err();
+        assert_eq!(fault.kind, FaultKind::Missing);
+        assert!(
+            fault.what.contains("apt-get install somepackage"),
+            "{fault}"
+        );
+    }
+
+    #[test]
+    fn output_status_and_complaint_are_kept_apart() {
+        let shell = find("sh").unwrap();
+        let outcome = run(
+            &shell,
+            ["-c", "cat; echo oops >&2; exit 3"],
+            b"in",
+            Duration::from_secs(20),
+        )
+        .unwrap();
+        assert!(!outcome.success);
+        assert_eq!(outcome.output, "in");
+        assert_eq!(outcome.complaint, "oops");
+    }
+
+    #[test]
+    fn a_program_past_its_deadline_is_killed() {
+        let shell = find("sh").unwrap();
+        let fault = run(
+            &shell,
+            ["-c", "exec tail -f /dev/null"],
+            b"",
+            Duration::from_millis(50),
+        );
+        assert_eq!(fault.unwrap_err().kind, FaultKind::Timeout);
+    }
+}
