@@ -19,3 +19,6 @@ pub mod plan;
 pub mod proto;
 pub mod role;
 pub mod sys;
+
+#[cfg(test)]
+mod tidy;

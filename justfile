@@ -1,0 +1,40 @@
+# Short names for the scripts, which need no just. `just` alone lists them.
+
+_list:
+    @just --list
+
+# Build build/bin/banger and its links
+build:
+    scripts/build.sh
+
+# Set up and run every test
+test *arguments:
+    scripts/test.sh {{arguments}}
+
+# Formatting, clippy, shellcheck
+lint:
+    scripts/test.sh --only lint
+
+# The simulation alone
+sim:
+    scripts/test.sh --only unit -- sim::
+
+# End to end with real guests
+e2e *filter:
+    scripts/test.sh --only e2e -- {{filter}}
+
+# Try the built program as a user would
+smoke:
+    scripts/smoke.sh
+
+# Assert that the built program is one static file under 12 MB
+static: build
+    scripts/static.sh
+
+# Line coverage by file
+coverage:
+    scripts/coverage.sh
+
+# The code's own documentation
+doc:
+    scripts/doc.sh

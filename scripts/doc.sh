@@ -1,0 +1,7 @@
+#!/bin/bash
+# Builds the code's own documentation; a broken link in it is an error.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --no-deps --document-private-items
+echo "target/x86_64-unknown-linux-musl/doc/banger/index.html"

@@ -1,0 +1,153 @@
+//! What exists on this host: taken before and after, so that a test sees a leak.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::Banger;
+
+/// Every object of a kind that banger makes, by name.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Census {
+    objects: BTreeSet<String>,
+}
+
+impl Census {
+    /// Counts what is there now: links, loop devices, mounts, nftables elements,
+    /// control groups, and the folders and processes of this banger.
+    pub fn take(banger: &Banger) -> Census {
+        let mut objects = BTreeSet::new();
+        let mut add = |kind: &str, names: Vec<String>| {
+            objects.extend(names.into_iter().map(|name| format!("{kind} {name}")));
+        };
+        add("link", names_in(Path::new("/sys/class/net")));
+        add("loop", loops());
+        add("mount", mounts());
+        add("nft", nft_lines());
+        add("cgroup", control_groups());
+        add("vm directory", names_in(&banger.state().join("vms")));
+        add("run directory", names_in(&banger.runtime().join("vms")));
+        add("process", processes(banger));
+        Census { objects }
+    }
+
+    /// What is in `later` and not here, and the other way round.
+    pub fn changes(&self, later: &Census) -> Vec<String> {
+        let appeared = later
+            .objects
+            .difference(&self.objects)
+            .map(|o| format!("+ {o}"));
+        let vanished = self
+            .objects
+            .difference(&later.objects)
+            .map(|o| format!("- {o}"));
+        appeared.chain(vanished).collect()
+    }
+}
+
+/// Processes whose arguments or environment name one of these paths.
+pub fn processes_that_mention(marks: &[PathBuf]) -> Vec<u32> {
+    let ours = std::process::id();
+    let pids = names_in(Path::new("/proc"))
+        .into_iter()
+        .filter_map(|name| name.parse().ok());
+    pids.filter(|pid| *pid != ours)
+        .filter(|pid| {
+            ["cmdline", "environ"].iter().any(|file| {
+                // Gone meanwhile, or not ours to read: then it is not ours at all.
+                let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+                marks
+                    .iter()
+                    .any(|mark| contains(&bytes, mark.as_os_str().as_bytes()))
+            })
+        })
+        .collect()
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
+}
+
+fn loops() -> Vec<String> {
+    let blocks = names_in(Path::new("/sys/block")).into_iter();
+    let backing = |name: &String| {
+        let file = format!("/sys/block/{name}/loop/backing_file");
+        Some(format!(
+            "{name} of {}",
+            fs::read_to_string(file).ok()?.trim()
+        ))
+    };
+    blocks.filter_map(|name| backing(&name)).collect()
+}
+
+fn mounts() -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("proc is mounted");
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    points.map(str::to_owned).collect()
+}
+
+/// The lines of every table of ours; none without nft or the right to ask.
+fn nft_lines() -> Vec<String> {
+    let Ok(output) = Command::new("nft").args(["list", "ruleset"]).output() else {
+        return Vec::new();
+    };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut ours = false;
+    let mut found = Vec::new();
+    for line in text.lines() {
+        if line.starts_with("table ") {
+            ours = line.contains("banger");
+        }
+        // Counters move by themselves.
+        if ours && !line.contains("counter") {
+            found.push(line.trim().to_owned());
+        }
+    }
+    found
+}
+
+fn control_groups() -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("proc is mounted");
+    let is_v2 = |line: &&str| line.contains(" - cgroup2 ");
+    let root = table
+        .lines()
+        .find(is_v2)
+        .and_then(|line| line.split(' ').nth(4));
+    let Some(root) = root else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    let mut open = vec![PathBuf::from(root)];
+    while let Some(folder) = open.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                open.push(entry.path());
+            }
+        }
+        let name = folder.to_string_lossy().into_owned();
+        if name.contains("banger") {
+            found.push(name);
+        }
+    }
+    found
+}
+
+/// Processes of this banger by their program; ids would differ from run to run.
+fn processes(banger: &Banger) -> Vec<String> {
+    let name = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let mut names: Vec<String> = banger.processes().iter().map(name).collect();
+    names.sort();
+    let numbered = names.iter().enumerate();
+    numbered
+        .map(|(n, name)| format!("{} {n}", name.trim()))
+        .collect()
+}
