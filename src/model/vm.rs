@@ -4,6 +4,8 @@
 //!  (create) -> Stopped -> Starting -> Running -> Stopping -> Stopped -> Deleting -> (gone)
 //!                            |                      ^            |          |
 //!                            +---- fault, cancel ---+            +-- Stuck -+
+//!
+//!  Stopped -> Resetting -> Stopped
 //! ```
 
 use std::fmt;
@@ -100,7 +102,7 @@ choice! {
 
 choice! {
     /// Where a VM is in its life.
-    Phase, "phase", "creating, stopped, starting, running, stopping, deleting, stuck",
+    Phase, "phase", "creating, stopped, starting, running, stopping, resetting, deleting, stuck",
     /// Its disks are being made.
     Creating = "creating",
     /// At rest; only its disks exist.
@@ -111,6 +113,8 @@ choice! {
     Running = "running",
     /// Its run plan is being undone.
     Stopping = "stopping",
+    /// Its root is being made anew.
+    Resetting = "resetting",
     /// Run plan and disks are being undone.
     Deleting = "deleting",
     /// `absent` kept failing; retried on request and at daemon start.

@@ -204,6 +204,14 @@ impl Step {
         }
     }
 
+    /// Whether it makes an object on the host, so that `absent` has something to do.
+    pub fn leaves_object(&self) -> bool {
+        !matches!(
+            self,
+            Step::Configured { .. } | Step::Booted { .. } | Step::Ready { .. }
+        )
+    }
+
     /// The kind of object.
     pub fn kind(&self) -> StepKind {
         match self {
@@ -249,6 +257,8 @@ pub enum FaultKind {
     Timeout,
     /// The VMM ended.
     Exited,
+    /// The step's flag was raised.
+    Cancelled,
     /// Anything else.
     Other,
 }

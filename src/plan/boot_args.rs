@@ -1,0 +1,111 @@
+//! The kernel command line of a guest, by VMM.
+//!
+//! Every word is here for a reason that was measured or read (Linux,
+//! Documentation/admin-guide/kernel-parameters.txt):
+//!
+//! * `quiet`: each byte on the serial console is an exit of the virtual machine.
+//! * `panic=-1 reboot=t`: a panic or reboot ends the VMM at once (triple fault)
+//!   instead of a guest that hangs. Firecracker documents `reboot=k`.
+//! * `i8042.*`: probing for a keyboard that is not there takes half a second.
+//! * `tsc=reliable tsc_early_khz lpj no_timer_check`: a translated processor is too
+//!   irregular to calibrate against; without these the kernel hangs there.
+//! * `random.trust_cpu=on`: nobody waits for entropy.
+
+use crate::model::vm::VmmKind;
+
+/// What each of the guest's disks is for: device names without `/dev/`, given by
+/// whoever attached them in that order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestDisks {
+    /// The read-only root of the image.
+    pub base: String,
+    /// What takes the changes to the root.
+    pub upper: String,
+    /// /root.
+    pub work: String,
+    /// /lib/modules.
+    pub modules: String,
+}
+
+/// The host's clock frequencies, which a translated guest cannot measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostClock {
+    /// Frequency of the time-stamp counter, kHz.
+    pub tsc_khz: u64,
+    /// Loops per jiffy (`lpj`): cycles of that counter in one of the guest kernel's
+    /// ticks (250 a second in Debian's kernels).
+    pub loops_per_jiffy: u64,
+}
+
+impl HostClock {
+    /// The clock of a counter with this frequency, for a kernel that ticks 250 times a
+    /// second.
+    pub fn of_tsc_khz(tsc_khz: u64) -> HostClock {
+        HostClock {
+            tsc_khz,
+            loops_per_jiffy: tsc_khz * 1000 / 250,
+        }
+    }
+}
+
+const EVERYWHERE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 rdinit=/init \
+     i8042.noaux i8042.nomux i8042.dumbkbd cryptomgr.notests random.trust_cpu=on";
+
+/// The whole command line. `clock` is needed under [`VmmKind::QemuTcg`] only.
+pub fn kernel_command_line(kind: VmmKind, disks: &GuestDisks, clock: Option<HostClock>) -> String {
+    let mut words = vec![EVERYWHERE.to_owned()];
+    match kind {
+        VmmKind::Firecracker => words.push("reboot=k pci=off i8042.nopnp".to_owned()),
+        VmmKind::QemuKvm => words.push("reboot=t".to_owned()),
+        VmmKind::QemuTcg => {
+            words.push("reboot=t no_timer_check tsc=reliable".to_owned());
+            words.extend(clock.map(|clock| {
+                format!(
+                    "tsc_early_khz={} lpj={}",
+                    clock.tsc_khz, clock.loops_per_jiffy
+                )
+            }));
+        }
+    }
+    words.push(format!(
+        "banger.base={} banger.upper={} banger.work={} banger.modules={}",
+        disks.base, disks.upper, disks.work, disks.modules
+    ));
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disks() -> GuestDisks {
+        GuestDisks {
+            base: "vda".to_owned(),
+            upper: "vdb".to_owned(),
+            work: "vdc".to_owned(),
+            modules: "vdd".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_translated_guest_is_told_the_clock_and_others_are_not() {
+        let clock = Some(HostClock::of_tsc_khz(2_500_000));
+        let tcg = kernel_command_line(VmmKind::QemuTcg, &disks(), clock);
+        assert!(tcg.contains("tsc_early_khz=2500000 lpj=10000000"), "{tcg}");
+        let kvm = kernel_command_line(VmmKind::QemuKvm, &disks(), clock);
+        assert!(!kvm.contains("tsc"), "{kvm}");
+    }
+
+    #[test]
+    fn every_kind_names_the_disks_and_stays_under_the_kernels_limit() {
+        for kind in VmmKind::ALL {
+            let line = kernel_command_line(*kind, &disks(), None);
+            assert!(
+                line.ends_with(
+                    "banger.base=vda banger.upper=vdb banger.work=vdc banger.modules=vdd"
+                )
+            );
+            assert!(line.len() < 2048 && !line.contains("  "), "{line}");
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Requests that change nothing, and the split of all the others.
+
+use crate::failure::Failure;
+use crate::model::vm::Phase;
+use crate::plan::admit::Wish;
+use crate::plan::record::VmRecord;
+use crate::plan::request::{Force, PullKey, Reply, Request, Status};
+
+use super::say::Waiter;
+use super::work::Work;
+use super::{Mind, Vm};
+
+impl Mind {
+    pub(super) fn serve(&mut self, waiter: Waiter, request: Request) {
+        match request {
+            Request::Create(request) => self.create(waiter, *request),
+            Request::Start { target } => self.ask(waiter, &target, Wish::Start),
+            Request::Stop { target } => self.ask(waiter, &target, Wish::Stop),
+            Request::Restart { target } => self.ask(waiter, &target, Wish::Restart),
+            Request::Kill { target } => self.ask(waiter, &target, Wish::Kill),
+            Request::Delete { target, force } => {
+                let wish = match force {
+                    Force::Refuse => Wish::Delete,
+                    Force::Kill => Wish::ForceDelete,
+                };
+                self.ask(waiter, &target, wish);
+            }
+            Request::Reset { target } => self.ask(waiter, &target, Wish::Reset),
+            Request::Dial { target } => self.ask(waiter, &target, Wish::Dial),
+            Request::Prune => self.prune(waiter),
+            Request::ImagePull { name, refresh } => match self.resolve_image(&name) {
+                Ok(name) => self.pull(waiter, PullKey::Image(name), refresh),
+                Err(failure) => self.fail(waiter, failure),
+            },
+            Request::KernelPull { name, refresh } => match self.resolve_kernel(&name) {
+                Ok(name) => self.pull(waiter, PullKey::Kernel(name), refresh),
+                Err(failure) => self.fail(waiter, failure),
+            },
+            Request::ImageDelete { name } => match self.resolve_image(&name) {
+                Ok(name) => self.delete_image(waiter, &name),
+                Err(failure) => self.fail(waiter, failure),
+            },
+            Request::KernelDelete { name } => match self.resolve_kernel(&name) {
+                Ok(name) => self.delete_kernel(waiter, &name),
+                Err(failure) => self.fail(waiter, failure),
+            },
+            Request::Shutdown => {
+                self.reply(waiter, Reply::Done);
+                self.shut_down();
+            }
+            Request::List
+            | Request::Show { .. }
+            | Request::ImageList
+            | Request::ImageShow { .. }
+            | Request::KernelList
+            | Request::KernelShow { .. }
+            | Request::Status => {
+                let reply = self.answer(&request).unwrap_or_else(Reply::Failed);
+                self.reply(waiter, reply);
+            }
+        }
+    }
+
+    fn answer(&self, query: &Request) -> Result<Reply, Failure> {
+        Ok(match query {
+            Request::List => Reply::Vms(self.list()),
+            Request::Show { target } => Reply::Vm(Box::new(self.show(self.resolve(target)?))),
+            Request::ImageList => Reply::Images(self.images.values().cloned().collect()),
+            Request::KernelList => Reply::Kernels(self.kernels.values().cloned().collect()),
+            Request::ImageShow { name } => {
+                let name = self.resolve_image(name)?;
+                let image = self.images.get(&name).cloned();
+                Reply::Image(image.ok_or_else(|| Mind::absent_here(&PullKey::Image(name)))?)
+            }
+            Request::KernelShow { name } => {
+                let name = self.resolve_kernel(name)?;
+                let kernel = self.kernels.get(&name).cloned();
+                Reply::Kernel(kernel.ok_or_else(|| Mind::absent_here(&PullKey::Kernel(name)))?)
+            }
+            _ => Reply::Status(self.status()),
+        })
+    }
+
+    fn list(&self) -> Vec<VmRecord> {
+        let mut vms: Vec<VmRecord> = self.vms.values().map(Vm::shown).collect();
+        vms.sort_by_key(|vm| (vm.created_at, vm.id));
+        vms
+    }
+
+    pub(super) fn show(&self, id: crate::model::ids::VmId) -> VmRecord {
+        self.vms.get(&id).map(Vm::shown).expect("resolved just now")
+    }
+
+    fn status(&self) -> Status {
+        let count = |phase| {
+            self.vms
+                .values()
+                .filter(|vm| vm.record.phase == phase)
+                .count()
+        };
+        Status {
+            running: count(Phase::Running),
+            vms: self.vms.len(),
+            stuck: count(Phase::Stuck),
+            operations: self.vms.values().filter(|vm| vm.work.is_some()).count(),
+            pulls: self.pulls.count(),
+        }
+    }
+
+    fn prune(&mut self, waiter: Waiter) {
+        let idle: Vec<_> = self
+            .vms
+            .iter()
+            .filter(|(_, vm)| vm.work.is_none() && vm.record.phase != Phase::Running)
+            .map(|(id, _)| *id)
+            .collect();
+        let number = self.number();
+        let prune = super::say::Prune {
+            waiter,
+            pending: idle.iter().copied().collect(),
+            deleted: Vec::new(),
+            failures: Vec::new(),
+        };
+        self.prunes.insert(number, prune);
+        for vm in idle {
+            self.wish(vm, Some(Waiter::prune(number)), Wish::Delete);
+        }
+        self.finish_prunes();
+    }
+}
+
+impl Vm {
+    /// The record as shown: a VM on its way down is never shown as usable.
+    fn shown(&self) -> VmRecord {
+        let mut record = self.record.clone();
+        if matches!(self.work, Some(Work::PoweringOff { .. })) {
+            record.phase = Phase::Stopping;
+        }
+        record
+    }
+}

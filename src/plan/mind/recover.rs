@@ -1,0 +1,159 @@
+//! What is found at daemon start, and how it is brought to rest.
+//!
+//! | row | VMM | what follows |
+//! |---|---|---|
+//! | Creating, Deleting | any | delete |
+//! | Starting, Stopping | any | stop |
+//! | Running | alive | adopt: watch it again |
+//! | Running | gone | stop |
+//! | Resetting | any | reset again |
+//! | Stuck | any | try once more what got stuck |
+//! | Stopped | none | nothing |
+//!
+//! A VM that goes with a client is deleted: after a daemon's end no client is left.
+//! A row that cannot be read is shown as stuck and touched only by a deletion.
+
+use std::collections::BTreeSet;
+
+use crate::model::ids::VmId;
+use crate::model::units::Bytes;
+use crate::model::vm::{ImageRef, InitMode, KernelRef, Phase, VmSpec, VmmRequest};
+use crate::plan::event::{Action, RunToken};
+use crate::plan::make;
+use crate::plan::planted::{Bug, planted};
+use crate::plan::record::{Loaded, Removal, Stuck, Unreadable, VmRecord};
+
+use super::work::Then;
+use super::{Life, Mind, Vm};
+
+impl Mind {
+    pub(super) fn remember(&mut self, loaded: Loaded) {
+        for record in loaded.vms {
+            if let Some(lease) = record.lease {
+                self.leases.restore(record.id, lease);
+            }
+            self.vms.insert(record.id, Vm::at_rest(record));
+        }
+        for unreadable in loaded.unreadable {
+            if let Some(lease) = unreadable.lease {
+                self.leases.restore(unreadable.id, lease);
+            }
+            let record = self.stand_in(unreadable);
+            self.vms.insert(record.id, Vm::at_rest(record));
+        }
+        for image in loaded.images {
+            self.images.insert(image.name.clone(), image);
+        }
+        for kernel in loaded.kernels {
+            self.kernels.insert(kernel.name.clone(), kernel);
+        }
+    }
+
+    /// What is shown for a row that cannot be read, with the plan that finds whatever
+    /// the VM may have.
+    fn stand_in(&self, unreadable: Unreadable) -> VmRecord {
+        let id = unreadable.id;
+        let generic = || {
+            format!("unreadable-{id}")
+                .parse()
+                .expect("lower-case and hexadecimal")
+        };
+        let unknown = "unknown";
+        let spec = VmSpec {
+            name: unreadable.name.unwrap_or_else(generic),
+            image: ImageRef {
+                name: unknown.parse().expect("a plain word"),
+                content: "0".parse().expect("a digit"),
+            },
+            kernel: KernelRef {
+                name: unknown.parse().expect("a plain word"),
+                content: "0".parse().expect("a digit"),
+            },
+            vcpu: 1,
+            memory: Bytes(0),
+            work_disk: Bytes(0),
+            root_disk: Bytes(0),
+            net: crate::model::net::NetMode::None,
+            publish: Vec::new(),
+            init: InitMode::Auto,
+            vmm: VmmRequest::Auto,
+        };
+        let (disk_plan, run_plan) = make::everything(id, &spec, self.facts.subnet);
+        VmRecord {
+            id,
+            spec,
+            lease: unreadable.lease,
+            phase: Phase::Stuck,
+            stuck: Some(Stuck::Unreadable),
+            reason: Some(unreadable.reason),
+            removal: Removal::Keep,
+            disk_plan,
+            run_plan,
+            vmm: None,
+            boot: None,
+            created_at: 0,
+            started_at: None,
+        }
+    }
+
+    pub(super) fn opened(&mut self) {
+        if !planted(Bug::HelpersNotKilled) {
+            self.out.push(Action::KillHelpers);
+        }
+        let running = self
+            .vms
+            .values()
+            .filter(|vm| vm.record.phase == Phase::Running);
+        let ids = running.map(|vm| vm.record.id).collect();
+        self.out.push(Action::FindVmms(ids));
+    }
+
+    pub(super) fn recovered(&mut self, alive: &BTreeSet<VmId>) {
+        if self.life != Life::Opening {
+            return;
+        }
+        self.life = Life::Serving;
+        let ids: Vec<VmId> = self.vms.keys().copied().collect();
+        for id in ids {
+            self.recover(id, alive.contains(&id));
+        }
+        self.want_sweep();
+    }
+
+    fn recover(&mut self, id: VmId, alive: bool) {
+        let record = &self.vms[&id].record;
+        let goes = record.removal == Removal::WithClient;
+        let reason = record.reason.clone();
+        match (record.phase, record.stuck) {
+            (Phase::Starting, _) if planted(Bug::RecoveryForgetsRow) => {}
+            (Phase::Creating | Phase::Deleting, _) => self.begin_delete(id, Vec::new()),
+            (Phase::Stuck, Some(Stuck::Unreadable) | None) => {}
+            (Phase::Stuck, Some(Stuck::Deleting)) => self.begin_delete(id, Vec::new()),
+            (Phase::Stuck, Some(Stuck::Resetting)) | (Phase::Resetting, _) => {
+                self.begin_reset(id, Vec::new());
+            }
+            (Phase::Running | Phase::Stopped, _) if goes => self.begin_delete(id, Vec::new()),
+            (Phase::Running, _) if alive => self.adopt(id),
+            (Phase::Running, _) => self.stop_after_crash(id, "the VMM ended while no daemon ran"),
+            (Phase::Starting, _) => {
+                self.stop_after_crash(id, "the daemon ended while it was being started");
+            }
+            (Phase::Stopping, _) | (Phase::Stuck, Some(Stuck::Stopping)) => {
+                self.begin_stop(id, reason, Vec::new(), Then::Rest);
+            }
+            (Phase::Stopped, _) => {}
+        }
+    }
+
+    fn stop_after_crash(&mut self, id: VmId, reason: &str) {
+        self.begin_stop(id, Some(reason.to_owned()), Vec::new(), Then::Rest);
+    }
+
+    fn adopt(&mut self, id: VmId) {
+        self.log(Some(id), None, "adopted: its VMM runs".to_owned());
+        let run = RunToken(self.number());
+        self.vms.get_mut(&id).expect("listed just now").run = Some(run);
+        self.listen(id);
+        self.watch(id);
+    }
+}
