@@ -26,6 +26,10 @@ pub struct VmRecord {
     pub stuck: Option<Stuck>,
     /// Why it is at rest, when that was not the user's wish.
     pub reason: Option<String>,
+    /// Why it has this network, where that was chosen for the user.
+    pub net_reason: Option<String>,
+    /// Who commits in it: written to its git configuration at each boot.
+    pub git: Option<GitIdentity>,
     /// What happens to it when its client's connection ends.
     pub removal: Removal,
     /// Its disks, in the order they are made.
@@ -40,6 +44,15 @@ pub struct VmRecord {
     pub created_at: u64,
     /// When the current run became usable, seconds since the epoch.
     pub started_at: Option<u64>,
+}
+
+/// Name and address of whoever commits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GitIdentity {
+    /// `user.name`
+    pub name: String,
+    /// `user.email`
+    pub email: String,
 }
 
 /// The way down that did not come to its end.

@@ -7,7 +7,7 @@ use crate::model::net::{NetRequest, PortForward};
 use crate::model::units::Bytes;
 use crate::model::vm::{InitMode, VmmRequest};
 
-use super::record::{Removal, VmRecord};
+use super::record::{GitIdentity, Removal, VmRecord};
 use super::retry::Verb;
 use super::step::StepKind;
 
@@ -57,8 +57,6 @@ pub enum Request {
         /// Which.
         target: String,
     },
-    /// Delete every VM that does not run. Answer: `Pruned`.
-    Prune,
     /// Answer: `Vms`, oldest first.
     List,
     /// Answer: `Vm`.
@@ -126,7 +124,6 @@ impl Request {
             Request::Kill { .. } => "kill",
             Request::Delete { .. } => "delete",
             Request::Reset { .. } => "reset",
-            Request::Prune => "prune",
             Request::List => "list",
             Request::Show { .. } => "show",
             Request::Dial { .. } => "dial",
@@ -187,6 +184,12 @@ pub struct CreateRequest {
     pub init: InitMode,
     /// The VMM.
     pub vmm: VmmRequest,
+    /// Environment of every command.
+    pub env: Vec<(String, String)>,
+    /// Where commands start that name no directory.
+    pub workdir: Option<String>,
+    /// Who commits in it.
+    pub git: Option<GitIdentity>,
     /// Whether it goes with this client's connection.
     pub removal: Removal,
     /// What follows its creation.
@@ -214,13 +217,6 @@ pub enum Reply {
     Deleted {
         /// Its name.
         name: VmName,
-    },
-    /// What was deleted, and what could not be.
-    Pruned {
-        /// Names of those that are gone.
-        deleted: Vec<VmName>,
-        /// Failures of the others.
-        failures: Vec<Failure>,
     },
     /// The agent of this VM may be reached; the daemon passes the connection.
     Dial {

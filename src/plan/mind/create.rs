@@ -138,7 +138,7 @@ impl Mind {
         }
         let owner = match request.removal {
             Removal::Keep => None,
-            Removal::WithClient => waiters[0].owner(),
+            Removal::WithClient => Some(waiters[0].owner()),
         };
         let vm = Vm {
             owner,
@@ -183,6 +183,8 @@ impl Mind {
             publish: request.publish.clone(),
             init: request.init,
             vmm: request.vmm,
+            env: request.env.clone(),
+            workdir: request.workdir.clone(),
         };
         let id = self.fresh_id();
         let lease = match net.has_tap() {
@@ -197,6 +199,8 @@ impl Mind {
             phase: Phase::Creating,
             stuck: None,
             reason: None,
+            net_reason: note.clone(),
+            git: request.git.clone(),
             removal: request.removal,
             run_plan: Vec::new(),
             vmm: None,

@@ -34,7 +34,7 @@ use super::retry;
 
 use create::PendingCreate;
 use pulls::Pulls;
-use say::{Prune, Waiter};
+use say::Waiter;
 use wishes::Queued;
 use work::Work;
 
@@ -50,7 +50,6 @@ pub struct Mind {
     kernels: BTreeMap<KernelName, Kernel>,
     pulls: Pulls,
     creates: Vec<PendingCreate>,
-    prunes: BTreeMap<u64, Prune>,
     timers: BTreeMap<TimerId, TimerUse>,
     /// VMs whose next step waits until fewer are under way.
     waiting_for_slot: VecDeque<VmId>,
@@ -109,7 +108,6 @@ impl Mind {
             kernels: BTreeMap::new(),
             pulls: Pulls::default(),
             creates: Vec::new(),
-            prunes: BTreeMap::new(),
             timers: BTreeMap::new(),
             waiting_for_slot: VecDeque::new(),
             steps_under_way: 0,
@@ -146,7 +144,11 @@ impl Mind {
     }
 
     fn request(&mut self, waiter: Waiter, request: Request) {
-        self.log(None, waiter.op(), format!("asked to {}", request.word()));
+        self.log(
+            None,
+            Some(waiter.op()),
+            format!("asked to {}", request.word()),
+        );
         match self.life {
             Life::Serving => self.serve(waiter, request),
             Life::Opening => self.refuse(waiter, "the daemon is still recovering"),

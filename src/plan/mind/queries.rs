@@ -27,7 +27,6 @@ impl Mind {
             }
             Request::Reset { target } => self.ask(waiter, &target, Wish::Reset),
             Request::Dial { target } => self.ask(waiter, &target, Wish::Dial),
-            Request::Prune => self.prune(waiter),
             Request::ImagePull { name, refresh } => match self.resolve_image(&name) {
                 Ok(name) => self.pull(waiter, PullKey::Image(name), refresh),
                 Err(failure) => self.fail(waiter, failure),
@@ -105,27 +104,6 @@ impl Mind {
             operations: self.vms.values().filter(|vm| vm.work.is_some()).count(),
             pulls: self.pulls.count(),
         }
-    }
-
-    fn prune(&mut self, waiter: Waiter) {
-        let idle: Vec<_> = self
-            .vms
-            .iter()
-            .filter(|(_, vm)| vm.work.is_none() && vm.record.phase != Phase::Running)
-            .map(|(id, _)| *id)
-            .collect();
-        let number = self.number();
-        let prune = super::say::Prune {
-            waiter,
-            pending: idle.iter().copied().collect(),
-            deleted: Vec::new(),
-            failures: Vec::new(),
-        };
-        self.prunes.insert(number, prune);
-        for vm in idle {
-            self.wish(vm, Some(Waiter::prune(number)), Wish::Delete);
-        }
-        self.finish_prunes();
     }
 }
 

@@ -77,6 +77,8 @@ impl Mind {
             publish: Vec::new(),
             init: InitMode::Auto,
             vmm: VmmRequest::Auto,
+            env: Vec::new(),
+            workdir: None,
         };
         let (disk_plan, run_plan) = make::everything(id, &spec, self.facts.subnet);
         VmRecord {
@@ -86,6 +88,8 @@ impl Mind {
             phase: Phase::Stuck,
             stuck: Some(Stuck::Unreadable),
             reason: Some(unreadable.reason),
+            net_reason: None,
+            git: None,
             removal: Removal::Keep,
             disk_plan,
             run_plan,

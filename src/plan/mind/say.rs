@@ -1,9 +1,7 @@
 //! Who waits for an answer, and how it is given: exactly one to each request.
 
-use std::collections::BTreeSet;
-
 use crate::failure::{Failure, FailureKind};
-use crate::model::ids::{VmId, VmName};
+use crate::model::ids::VmName;
 use crate::plan::event::Action;
 use crate::plan::operation::Goal;
 use crate::plan::request::{ClientId, OpId, Progress, Reply};
@@ -14,38 +12,18 @@ use super::Mind;
 /// Somebody who is told how it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Waiter {
-    to: To,
+    client: ClientId,
+    op: OpId,
     /// What to tell instead of success: the end that is awaited is only the
     /// clearing-up of this failure.
     news: Option<Failure>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum To {
-    Client(ClientId, OpId),
-    Prune(u64),
-}
-
-/// A prune with deletions under way.
-#[derive(Debug, Clone)]
-pub(super) struct Prune {
-    pub(super) waiter: Waiter,
-    pub(super) pending: BTreeSet<VmId>,
-    pub(super) deleted: Vec<VmName>,
-    pub(super) failures: Vec<Failure>,
-}
-
 impl Waiter {
     pub(super) fn client(client: ClientId, op: OpId) -> Waiter {
         Waiter {
-            to: To::Client(client, op),
-            news: None,
-        }
-    }
-
-    pub(super) fn prune(number: u64) -> Waiter {
-        Waiter {
-            to: To::Prune(number),
+            client,
+            op,
             news: None,
         }
     }
@@ -56,21 +34,15 @@ impl Waiter {
     }
 
     pub(super) fn is_client(&self, client: ClientId) -> bool {
-        matches!(self.to, To::Client(own, _) if own == client)
+        self.client == client
     }
 
-    pub(super) fn op(&self) -> Option<OpId> {
-        match self.to {
-            To::Client(_, op) => Some(op),
-            To::Prune(_) => None,
-        }
+    pub(super) fn op(&self) -> OpId {
+        self.op
     }
 
-    pub(super) fn owner(&self) -> Option<ClientId> {
-        match self.to {
-            To::Client(client, _) => Some(client),
-            To::Prune(_) => None,
-        }
+    pub(super) fn owner(&self) -> ClientId {
+        self.client
     }
 }
 
@@ -81,10 +53,8 @@ impl Mind {
             Some(failure) => Reply::Failed(failure),
             None => reply,
         };
-        match waiter.to {
-            To::Client(client, op) => self.out.push(Action::Reply { client, op, reply }),
-            To::Prune(number) => self.prune_progress(number, reply),
-        }
+        let Waiter { client, op, .. } = waiter;
+        self.out.push(Action::Reply { client, op, reply });
     }
 
     pub(super) fn fail(&mut self, waiter: Waiter, failure: Failure) {
@@ -98,52 +68,12 @@ impl Mind {
     }
 
     pub(super) fn progress(&mut self, waiters: &[Waiter], progress: &Progress) {
-        for waiter in waiters {
-            if let To::Client(client, op) = waiter.to {
-                self.out.push(Action::Progress {
-                    client,
-                    op,
-                    progress: progress.clone(),
-                });
-            }
-        }
-    }
-
-    fn prune_progress(&mut self, number: u64, reply: Reply) {
-        let Some(prune) = self.prunes.get_mut(&number) else {
-            return;
-        };
-        match reply {
-            Reply::Deleted { name } => prune.deleted.push(name),
-            Reply::Failed(failure) => prune.failures.push(failure),
-            other => debug_assert!(false, "a deletion is answered with {other:?}"),
-        }
-    }
-
-    /// Answers the prunes that waited for this VM only.
-    pub(super) fn prunes_without(&mut self, vm: VmId) {
-        for prune in self.prunes.values_mut() {
-            prune.pending.remove(&vm);
-        }
-        self.finish_prunes();
-    }
-
-    pub(super) fn finish_prunes(&mut self) {
-        let done: Vec<u64> = self
-            .prunes
-            .iter()
-            .filter(|(_, prune)| prune.pending.is_empty())
-            .map(|(number, _)| *number)
-            .collect();
-        for number in done {
-            let Some(prune) = self.prunes.remove(&number) else {
-                continue;
-            };
-            let reply = Reply::Pruned {
-                deleted: prune.deleted,
-                failures: prune.failures,
-            };
-            self.reply(prune.waiter, reply);
+        for Waiter { client, op, .. } in waiters {
+            self.out.push(Action::Progress {
+                client: *client,
+                op: *op,
+                progress: progress.clone(),
+            });
         }
     }
 }

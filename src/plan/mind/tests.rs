@@ -87,6 +87,9 @@ fn create(name: &str, removal: Removal) -> Request {
         publish: Vec::new(),
         init: InitMode::Auto,
         vmm: VmmRequest::Auto,
+        env: Vec::new(),
+        workdir: None,
+        git: None,
         removal,
         then: AfterCreate::Start,
     }))
@@ -551,22 +554,6 @@ fn reset_makes_only_the_upper_disk_anew() {
     let upper = StepKind::UpperDisk;
     assert_eq!(desk.steps, [(Verb::Absent, upper), (Verb::Ensure, upper)]);
     assert_eq!(desk.vms()[0].phase, Phase::Stopped);
-}
-
-#[test]
-fn prune_spares_the_running() {
-    let mut desk = Desk::new(stocked());
-    desk.ask(1, create("a", Removal::Keep));
-    desk.ask(1, create("b", Removal::Keep));
-    desk.ask(
-        1,
-        Request::Stop {
-            target: target("a"),
-        },
-    );
-    desk.ask(1, Request::Prune);
-    assert!(matches!(desk.last_reply(), Reply::Pruned { deleted, .. } if deleted.len() == 1));
-    assert_eq!(desk.vms()[0].spec.name.as_str(), "b");
 }
 
 #[test]

@@ -237,8 +237,6 @@ impl Mind {
     pub(super) fn client_gone(&mut self, client: ClientId) {
         self.forget_creates_of(client);
         self.forget_pulls_of(client);
-        self.prunes
-            .retain(|_, prune| !prune.waiter.is_client(client));
         let ids: Vec<VmId> = self.vms.keys().copied().collect();
         for id in ids {
             self.forget_waiters(id, client);

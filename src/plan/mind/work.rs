@@ -390,7 +390,7 @@ impl Mind {
             Outcome::Failed { fault, .. } => format!("{goal}: failed, cleared up: {fault}"),
             Outcome::Stuck(fault) => format!("{goal}: stuck: {fault}"),
         };
-        let op = work.waiters.first().and_then(Waiter::op);
+        let op = work.waiters.first().map(Waiter::op);
         self.log(Some(id), op, text);
     }
 
@@ -434,7 +434,6 @@ impl Mind {
     fn finish_stuck(&mut self, id: VmId, work: Operating, fault: &Fault) {
         let failure = say::stuck_failure(&self.vms[&id].record.spec.name, fault);
         self.reply_all(work.waiters, &Reply::Failed(failure));
-        self.prunes_without(id);
     }
 
     /// The row is gone: so is the VM, and its address is free.
@@ -443,7 +442,6 @@ impl Mind {
         self.leases.release(id);
         let name = vm.record.spec.name;
         self.reply_all(waiters, &Reply::Deleted { name });
-        self.prunes_without(id);
     }
 
     fn delete_if_nobody_owns(&mut self, id: VmId) {
