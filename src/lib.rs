@@ -13,6 +13,7 @@
 pub mod daemon;
 pub mod failure;
 pub mod host;
+pub mod image;
 pub mod logging;
 pub mod model;
 pub mod plan;

@@ -1,0 +1,457 @@
+//! Folders named by their content, made aside and renamed.
+//!
+//! ```text
+//!  <state>/images/<content id>/…          whole and on the disk, or not there
+//!  <state>/images/.making-<pid>-<n>/      a maker's, locked while it lives
+//!  <state>/images/.pull-<name>            locked by the puller of a name; when it is
+//!                                         done, holds the content id it made
+//! ```
+//!
+//! The kernels' folder is alike. Who uses an image is not known here: the caller says
+//! when one may go.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::Read;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+
+use super::job::{Job, at};
+use super::program;
+use crate::failure::{Failure, FailureKind};
+use crate::model::ids::ContentId;
+
+/// Begins the name of a folder that is being made or removed.
+const ASIDE: &str = ".making-";
+/// The lock of such a folder's owner.
+const OWNER: &str = ".owner";
+
+/// A lock that ends with this value, or with the process.
+#[derive(Debug)]
+pub struct Locked {
+    file: File,
+    /// Somebody else held it before.
+    pub waited: bool,
+}
+
+/// Takes an exclusive lock, waiting for its holder but not past a cancel.
+///
+/// # Errors
+/// The file cannot be made; cancelled.
+pub fn lock(job: &Job, path: &Path, holder: &str) -> Result<Locked, Failure> {
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(at("open", path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Locked {
+            file,
+            waited: false,
+        }),
+        Err(TryLockError::Error(error)) => Err(at("lock", path)(error)),
+        Err(TryLockError::WouldBlock) => {
+            job.stage("wait", format!("for {holder}"));
+            wait_for(job, file, path)
+        }
+    }
+}
+
+/// Waits in a thread of its own: flock(2) cannot be polled, and a cancel must be heard.
+/// When cancelled, the thread gives the lock back as soon as it gets it.
+fn wait_for(job: &Job, file: File, path: &Path) -> Result<Locked, Failure> {
+    let what = format!("wait for the lock {}", path.display());
+    let broken = |error: std::io::Error| Failure::failed(what.clone()).because(error);
+    let event = eventfd(0, EventfdFlags::CLOEXEC).map_err(|error| broken(error.into()))?;
+    let told = event.try_clone().map_err(broken)?;
+    let (sender, receiver) = mpsc::sync_channel(1);
+    std::thread::spawn(move || {
+        let locked = file.lock().map(|()| file);
+        // Nobody listens after a cancel: the file is dropped and with it the lock.
+        let _cancelled = sender.try_send(locked);
+        let _full = rustix::io::write(&told, &1u64.to_ne_bytes());
+    });
+    while !job.cancel.is_set() {
+        let mut polled = [
+            PollFd::new(job.cancel, PollFlags::IN),
+            PollFd::new(&event, PollFlags::IN),
+        ];
+        match poll(&mut polled, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => (),
+            Err(error) => return Err(broken(error.into())),
+        }
+        if let Ok(locked) = receiver.try_recv() {
+            let file = locked.map_err(broken)?;
+            return Ok(Locked { file, waited: true });
+        }
+    }
+    Err(Failure::new(FailureKind::Cancelled, what).because("cancelled"))
+}
+
+/// The right to pull one name; see [`Pull::begin`].
+pub struct Pull {
+    lock: Locked,
+    path: PathBuf,
+}
+
+impl Pull {
+    /// Waits for other pulls of this name.
+    ///
+    /// # Errors
+    /// The lock cannot be taken; cancelled.
+    pub fn begin(job: &Job, folder: &Path, name: &str) -> Result<Pull, Failure> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .map_err(at("create", folder))?;
+        let path = folder.join(format!(".pull-{name}"));
+        let lock = lock(job, &path, &format!("another pull of {name}"))?;
+        Ok(Pull { lock, path })
+    }
+
+    /// What the pull that this one waited for has made, if it did.
+    pub fn shared(&mut self) -> Option<ContentId> {
+        let mut text = String::new();
+        if !self.lock.waited || self.lock.file.read_to_string(&mut text).is_err() {
+            return None;
+        }
+        text.trim().parse().ok()
+    }
+
+    /// Says that this pull has nothing to share yet.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn start(&self) -> Result<(), Failure> {
+        self.lock.file.set_len(0).map_err(at("write", &self.path))
+    }
+
+    /// Leaves the result to those who wait.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn done(self, content: &ContentId) -> Result<(), Failure> {
+        self.start()?;
+        let written = self.lock.file.write_all_at(content.as_str().as_bytes(), 0);
+        written.map_err(at("write", &self.path))
+    }
+}
+
+/// A folder that becomes `<content id>`, or vanishes with this value.
+pub struct Aside {
+    parent: PathBuf,
+    path: PathBuf,
+    kept: bool,
+    _owner: File,
+}
+
+impl Aside {
+    /// Makes an empty folder beside the finished ones, in the same file system.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn make(parent: &Path) -> Result<Aside, Failure> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = parent.join(format!("{ASIDE}{}-{number}", std::process::id()));
+        // Another process may have had our number in another boot or PID namespace.
+        discard(&path)?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&path)
+            .map_err(at("create", &path))?;
+        let owner_path = path.join(OWNER);
+        let owner = File::create(&owner_path).map_err(at("create", &owner_path))?;
+        owner.lock().map_err(at("lock", &owner_path))?;
+        Ok(Aside {
+            parent: parent.to_owned(),
+            path,
+            kept: false,
+            _owner: owner,
+        })
+    }
+
+    /// Where to put files.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives the folder its name, once everything in it is on the disk.
+    ///
+    /// A folder of that name already there has the same content: it stays, unless
+    /// `sound` says that it is damaged.
+    ///
+    /// # Errors
+    /// Something cannot be written to the disk or renamed.
+    pub fn keep(
+        mut self,
+        content: &ContentId,
+        sound: impl FnOnce(&Path) -> bool,
+    ) -> Result<PathBuf, Failure> {
+        let target = self.parent.join(content.as_str());
+        if target.exists() {
+            if sound(&target) {
+                return Ok(target);
+            }
+            remove(&self.parent, content)?;
+        }
+        let owner = self.path.join(OWNER);
+        fs::remove_file(&owner).map_err(at("remove", &owner))?;
+        sync_tree(&self.path)?;
+        fs::rename(&self.path, &target).map_err(at("rename", &self.path))?;
+        self.kept = true;
+        sync(&self.parent)?;
+        Ok(target)
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        if !self.kept
+            && let Err(failure) = discard(&self.path)
+        {
+            log::warn!("{failure}");
+        }
+    }
+}
+
+/// Removes what makers that are dead have left; called when the daemon starts.
+///
+/// # Errors
+/// A leftover cannot be removed.
+pub fn sweep(parent: &Path) -> Result<(), Failure> {
+    let Ok(entries) = fs::read_dir(parent) else {
+        return Ok(());
+    };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if entry.file_name().to_string_lossy().starts_with(ASIDE) && !is_owned(&path) {
+            discard(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the maker of a folder lives: it holds the lock.
+fn is_owned(path: &Path) -> bool {
+    File::open(path.join(OWNER))
+        .is_ok_and(|owner| matches!(owner.try_lock(), Err(TryLockError::WouldBlock)))
+}
+
+/// The finished folders.
+///
+/// # Errors
+/// The parent cannot be read.
+pub fn list(parent: &Path) -> Result<Vec<ContentId>, Failure> {
+    let entries = match fs::read_dir(parent) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(at("read", parent)(error)),
+    };
+    let mut found: Vec<ContentId> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    found.sort();
+    Ok(found)
+}
+
+/// Removes a finished folder; one that is not there is fine.
+///
+/// It loses its name first, so that a crash in between leaves nothing half.
+///
+/// # Errors
+/// It cannot be renamed or removed.
+pub fn remove(parent: &Path, content: &ContentId) -> Result<(), Failure> {
+    let path = parent.join(content.as_str());
+    let aside = parent.join(format!("{ASIDE}{}-{content}", std::process::id()));
+    match fs::rename(&path, &aside) {
+        Ok(()) => discard(&aside),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(at("rename", &path)(error)),
+    }
+}
+
+/// Removes a folder and all in it; not being there is fine.
+///
+/// # Errors
+/// Something in it cannot be removed.
+pub fn discard(path: &Path) -> Result<(), Failure> {
+    match fs::remove_dir_all(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            discard_mapped(path, error)
+        }
+        Err(error) => Err(at("remove", path)(error)),
+    }
+}
+
+/// Removes what a user namespace of ours has left: its files belong to users that only
+/// exist there.
+fn discard_mapped(path: &Path, error: std::io::Error) -> Result<(), Failure> {
+    let mut command = program::command("mmdebstrap", "mmdebstrap")?;
+    command
+        .args(["--unshare-helper", "rm", "-rf", "--"])
+        .arg(path);
+    let done = command.status().is_ok_and(|status| status.success());
+    match done || fs::remove_dir_all(path).is_ok() || !path.exists() {
+        true => Ok(()),
+        false => Err(at("remove", path)(error)),
+    }
+}
+
+/// Refuses before the work what would fail in the middle of it.
+///
+/// # Errors
+/// The file system has less room than `needed` bytes, or cannot be asked.
+pub fn require_space(folder: &Path, needed: u64, what: &str) -> Result<(), Failure> {
+    let facts = rustix::fs::statvfs(folder)
+        .map_err(|error| at("ask for the free space of", folder)(error.into()))?;
+    let free = facts.f_bavail.saturating_mul(facts.f_frsize);
+    match free >= needed {
+        true => Ok(()),
+        false => Err(Failure::new(FailureKind::Storage, what)
+            .because(format!(
+                "{} MiB are needed in {}, {} MiB are free",
+                needed >> 20,
+                folder.display(),
+                free >> 20
+            ))
+            .hint("Make room there, or point BANGER_STATE_DIR to a larger disk.")),
+    }
+}
+
+fn sync_tree(folder: &Path) -> Result<(), Failure> {
+    for entry in fs::read_dir(folder).map_err(at("read", folder))? {
+        let entry = entry.map_err(at("read", folder))?;
+        let kind = entry.file_type().map_err(at("read", folder))?;
+        match kind.is_dir() {
+            true => sync_tree(&entry.path())?,
+            false => sync(&entry.path())?,
+        }
+    }
+    sync(folder)
+}
+
+fn sync(path: &Path) -> Result<(), Failure> {
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(at("write to the disk", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::job::tests::with_job;
+    use super::*;
+
+    fn id(text: &str) -> ContentId {
+        text.parse().unwrap()
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(folder)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_kept_folder_has_its_name_and_nothing_else_is_left() {
+        let root = tempfile::tempdir().unwrap();
+        let aside = Aside::make(root.path()).unwrap();
+        fs::write(aside.path().join("file"), "x").unwrap();
+        let kept = aside.keep(&id("00ff"), |_| true).unwrap();
+        assert_eq!(names(root.path()), ["00ff"]);
+        assert_eq!(names(&kept), ["file"]);
+    }
+
+    #[test]
+    fn an_abandoned_folder_vanishes() {
+        let root = tempfile::tempdir().unwrap();
+        drop(Aside::make(root.path()).unwrap());
+        assert!(names(root.path()).is_empty());
+    }
+
+    #[test]
+    fn the_sweep_takes_the_folders_of_the_dead_only() {
+        let root = tempfile::tempdir().unwrap();
+        let alive = Aside::make(root.path()).unwrap();
+        fs::create_dir(root.path().join(".making-1-0")).unwrap();
+        fs::create_dir_all(root.path().join(".making-2-0")).unwrap();
+        fs::write(root.path().join(".making-2-0").join(OWNER), "").unwrap();
+        fs::create_dir(root.path().join("00ff")).unwrap();
+        sweep(root.path()).unwrap();
+        let alive = alive.path().file_name().unwrap().to_str().unwrap();
+        assert_eq!(names(root.path()), [alive, "00ff"]);
+    }
+
+    #[test]
+    fn a_damaged_folder_of_the_same_content_is_replaced() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("00ff")).unwrap();
+        let aside = Aside::make(root.path()).unwrap();
+        fs::write(aside.path().join("file"), "x").unwrap();
+        aside
+            .keep(&id("00ff"), |old| old.join("file").exists())
+            .unwrap();
+        assert_eq!(names(&root.path().join("00ff")), ["file"]);
+    }
+
+    #[test]
+    fn a_second_pull_waits_and_shares_the_result() {
+        let root = tempfile::tempdir().unwrap();
+        with_job(|job| {
+            let mut first = Pull::begin(job, root.path(), "x").unwrap();
+            assert_eq!(first.shared(), None);
+            first.start().unwrap();
+            let folder = root.path().to_owned();
+            let (waits, waiting) = mpsc::channel();
+            let second = std::thread::spawn(move || {
+                let cancel = super::super::job::Cancel::new().unwrap();
+                let layout = crate::host::layout::Layout {
+                    state: folder.clone(),
+                    cache: folder.clone(),
+                    runtime: folder.clone(),
+                };
+                let job = Job {
+                    layout: &layout,
+                    cancel: &cancel,
+                    progress: &|stage| waits.send(stage.stage).unwrap(),
+                };
+                Pull::begin(&job, &folder, "x").unwrap().shared()
+            });
+            assert_eq!(waiting.recv().unwrap(), "wait");
+            first.done(&id("00ff")).unwrap();
+            assert_eq!(second.join().unwrap(), Some(id("00ff")));
+        });
+    }
+
+    #[test]
+    fn a_cancelled_wait_for_a_lock_ends() {
+        with_job(|job| {
+            fs::create_dir_all(&job.layout.state).unwrap();
+            let path = job.layout.state.join("lock");
+            let _held = lock(job, &path, "nobody").unwrap();
+            job.cancel.set();
+            let failure = lock(job, &path, "us").unwrap_err();
+            assert_eq!(failure.kind, FailureKind::Cancelled);
+        });
+    }
+
+    #[test]
+    fn a_disk_without_room_is_refused_with_both_numbers() {
+        let failure = require_space(Path::new("/"), u64::MAX / 2, "build x").unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Storage);
+        assert!(failure.to_string().contains("MiB are free"));
+    }
+}
