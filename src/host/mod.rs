@@ -6,23 +6,38 @@
 //! the plan decides on the [`Fault`].
 //!
 //! Reading order: [`layout`], [`directory`], [`disk`] ([`sparse`], [`aside`]),
+//! [`tap`], [`bridge`] ([`link`], [`sysctl`]), [`nft`], [`rules`], [`forwarding`],
 //! then what they share: [`program`], [`fault`].
 
 pub mod aside;
+pub mod bridge;
 pub mod directory;
 pub mod disk;
 pub mod fault;
+pub mod forwarding;
 pub mod layout;
+pub mod link;
+pub mod nft;
 pub mod program;
+pub mod rules;
 pub mod sparse;
+pub mod sysctl;
+pub mod tap;
 
+use std::io;
+use std::net::Ipv4Addr;
 use std::path::Path;
 
+use crate::model::ids::VmId;
+use crate::model::net::Subnet;
 use crate::model::units::Bytes;
-use crate::plan::step::{Fault, FaultKind, Presence, Step};
+use crate::plan::step::{Fault, FaultKind, Outside, Presence, Step};
 
+use bridge::Bridge;
 use disk::{Disk, Purpose};
 use layout::Layout;
+use link::Links;
+use nft::{NetRules, Tables};
 
 /// Whoever can carry out a step: this process, the root helper, or a simulated world.
 pub trait Host: Send + Sync {
@@ -50,12 +65,15 @@ pub trait Host: Send + Sync {
 pub struct Settings {
     /// The name of our bridge, at most 15 bytes.
     pub bridge: String,
+    /// The user who may open a VM's tap without privilege: whoever runs the VMM.
+    pub tap_owner: Option<u32>,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
         Settings {
             bridge: "bgr0".to_owned(),
+            tap_owner: None,
         }
     }
 }
@@ -78,6 +96,33 @@ impl RealHost {
         &self.layout
     }
 
+    /// Makes the bridge and the tables before any VM needs them, so that the resolver
+    /// has its address.
+    ///
+    /// # Errors
+    /// As for the steps `Tap` and `NetRules`.
+    pub fn prepare_network(&self, subnet: Subnet) -> Result<(), Fault> {
+        let failed = |error: io::Error| fault::fault("set up the network", error);
+        let bridge = self.bridge(subnet);
+        bridge::ensure(&Links::open().map_err(failed)?, &bridge)?;
+        let tables = Tables::open(bridge.name).map_err(failed)?;
+        tables.ensure(&bridge)
+    }
+
+    /// Removes what VMs share and no step removes: forwarding that we switched on, the
+    /// tables, the bridge. For the removal of banger from this machine.
+    ///
+    /// # Errors
+    /// Something of it may still exist.
+    pub fn remove_network(&self) -> Result<(), Fault> {
+        let failed = |error: io::Error| fault::fault("remove the network", error);
+        let name = &self.settings.bridge;
+        let tables = Tables::open(name).map_err(failed)?;
+        forwarding::absent(&tables)?;
+        tables.absent().map_err(failed)?;
+        bridge::absent(&Links::open().map_err(failed)?, name)
+    }
+
     /// What the configuration says.
     pub fn settings(&self) -> &Settings {
         &self.settings
@@ -96,6 +141,15 @@ impl Host for RealHost {
             Step::WorkDisk { vm, size } => {
                 self.ensure_disk(&at.work_disk(*vm), Purpose::Work, *size)
             }
+            Step::Tap { vm, subnet } => {
+                tap::ensure(*vm, &self.bridge(*subnet), self.settings.tap_owner)
+            }
+            Step::NetRules {
+                vm,
+                address,
+                subnet,
+                outside,
+            } => nft::ensure(&self.net_rules(*vm, *address, *subnet, *outside)),
             other => Err(not_here(other)),
         }
     }
@@ -107,6 +161,13 @@ impl Host for RealHost {
             Step::RunDirectory { vm } => directory::absent(&at.run_directory(*vm)),
             Step::UpperDisk { vm, .. } => disk::absent(&at.upper_disk(*vm)),
             Step::WorkDisk { vm, .. } => disk::absent(&at.work_disk(*vm)),
+            Step::Tap { vm, .. } => tap::absent(*vm),
+            Step::NetRules {
+                vm,
+                address,
+                subnet,
+                outside,
+            } => nft::absent(&self.net_rules(*vm, *address, *subnet, *outside)),
             other => Err(not_here(other)),
         }
     }
@@ -118,12 +179,41 @@ impl Host for RealHost {
             Step::RunDirectory { vm } => directory::probe(&at.run_directory(*vm)),
             Step::UpperDisk { vm, size } => disk::probe(&at.upper_disk(*vm), *size),
             Step::WorkDisk { vm, size } => disk::probe(&at.work_disk(*vm), *size),
+            Step::Tap { vm, subnet } => tap::probe(*vm, &self.bridge(*subnet)),
+            Step::NetRules {
+                vm,
+                address,
+                subnet,
+                outside,
+            } => nft::probe(&self.net_rules(*vm, *address, *subnet, *outside)),
             other => Err(not_here(other)),
         }
     }
 }
 
 impl RealHost {
+    fn bridge(&self, subnet: Subnet) -> Bridge<'_> {
+        Bridge {
+            name: &self.settings.bridge,
+            subnet,
+        }
+    }
+
+    fn net_rules(
+        &self,
+        vm: VmId,
+        address: Ipv4Addr,
+        subnet: Subnet,
+        outside: Outside,
+    ) -> NetRules<'_> {
+        NetRules {
+            vm,
+            address,
+            outside,
+            bridge: self.bridge(subnet),
+        }
+    }
+
     fn ensure_disk(&self, path: &Path, purpose: Purpose, size: Bytes) -> Result<(), Fault> {
         disk::ensure(&Disk {
             path,

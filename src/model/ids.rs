@@ -91,7 +91,7 @@ pub struct VmId(u32);
 
 impl VmId {
     /// Makes an identity of random bits that the caller drew.
-    pub fn from_bits(bits: u32) -> VmId {
+    pub const fn from_bits(bits: u32) -> VmId {
         VmId(bits)
     }
 

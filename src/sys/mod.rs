@@ -1,2 +1,6 @@
 //! The only unsafe code: kernel interfaces that rustix does not cover. Safe functions
 //! out, owned or borrowed descriptors in; imports nothing of ours.
+
+pub mod netlink;
+#[allow(unsafe_code)]
+pub mod tun;

@@ -1,0 +1,119 @@
+//! A VM's tap: persistent, a port of our bridge, isolated from the other ports, on.
+//!
+//! It is on before the VMM opens it, or the guest's driver would see its link come up
+//! late. Enslaved and isolated before it is on, so that no frame passes in between.
+
+use std::io;
+
+use rustix::io::Errno;
+
+use crate::model::ids::VmId;
+use crate::plan::step::{Fault, FaultKind, Presence};
+use crate::sys::tun::{self, FrameHeader};
+
+use super::bridge::{self, Bridge};
+use super::fault::fault;
+use super::link::{Link, Links};
+use super::sysctl;
+
+/// Makes the tap, and our bridge before it. `owner` may open it without privilege.
+pub fn ensure(vm: VmId, bridge: &Bridge<'_>, owner: Option<u32>) -> Result<(), Fault> {
+    let links = Links::open().map_err(|error| fault(attempt(vm), error))?;
+    if probe_in(&links, vm, bridge)? == Presence::Present {
+        return Ok(());
+    }
+    let master = bridge::ensure(&links, bridge)?;
+    if find(&links, vm)?.is_none() {
+        create(vm, owner).map_err(|error| fault(attempt(vm), error))?;
+    }
+    attach(&links, vm, &master)?;
+    match probe_in(&links, vm, bridge)? {
+        Presence::Present => Ok(()),
+        Presence::Absent | Presence::Different => Err(Fault::new(
+            FaultKind::Busy,
+            format!("{}: something else changes it", attempt(vm)),
+        )),
+    }
+}
+
+/// Removes the tap.
+pub fn absent(vm: VmId) -> Result<(), Fault> {
+    let failed = |error: io::Error| fault(format!("remove tap {}", vm.tap()), error);
+    let links = Links::open().map_err(failed)?;
+    let Some(link) = find(&links, vm)? else {
+        return Ok(());
+    };
+    links.delete(link.index).map_err(failed)?;
+    match find(&links, vm)? {
+        None => Ok(()),
+        Some(_) => Err(failed(Errno::BUSY.into())),
+    }
+}
+
+/// Present means persistent, on, isolated, IPv6 off, and a port of our bridge.
+pub fn probe(vm: VmId, bridge: &Bridge<'_>) -> Result<Presence, Fault> {
+    let links = Links::open().map_err(|error| fault(attempt(vm), error))?;
+    probe_in(&links, vm, bridge)
+}
+
+fn probe_in(links: &Links, vm: VmId, bridge: &Bridge<'_>) -> Result<Presence, Fault> {
+    let Some(link) = find(links, vm)? else {
+        return Ok(Presence::Absent);
+    };
+    let master = links.find(bridge.name);
+    let master = master.map_err(|error| fault(attempt(vm), error))?;
+    let attached = master.is_some_and(|master| link.master == Some(master.index));
+    let ready = attached
+        && link.persistent
+        && link.isolated
+        && link.up
+        && sysctl::ipv6_is_disabled(&link.name)?
+        && bridge::probe(links, bridge)? == Presence::Present;
+    Ok(if ready {
+        Presence::Present
+    } else {
+        Presence::Different
+    })
+}
+
+/// The tap, if it is one: an interface of another kind has no business with our name.
+fn find(links: &Links, vm: VmId) -> Result<Option<Link>, Fault> {
+    let found = links.find(&vm.tap());
+    match found.map_err(|error| fault(attempt(vm), error))? {
+        Some(link) if link.kind.as_deref() != Some("tun") => Err(Fault::new(
+            FaultKind::Denied,
+            format!(
+                "{}: an interface of that name exists and is no tap; remove it with `ip link delete {}`",
+                attempt(vm),
+                link.name
+            ),
+        )),
+        found => Ok(found),
+    }
+}
+
+fn create(vm: VmId, owner: Option<u32>) -> io::Result<()> {
+    let tap = tun::open(&vm.tap(), FrameHeader::Virtio)?;
+    if let Some(uid) = owner {
+        tun::set_owner(&tap, uid)?;
+    }
+    // Last: until here a crash takes the tap with it.
+    tun::set_persistent(&tap)
+}
+
+fn attach(links: &Links, vm: VmId, master: &Link) -> Result<(), Fault> {
+    let failed = |error: io::Error| fault(attempt(vm), error);
+    let Some(link) = find(links, vm)? else {
+        return Err(failed(Errno::NODEV.into()));
+    };
+    sysctl::disable_ipv6(&link.name)?;
+    if link.master != Some(master.index) {
+        links.set_master(link.index, master.index).map_err(failed)?;
+    }
+    links.isolate(link.index).map_err(failed)?;
+    links.set_up(link.index).map_err(failed)
+}
+
+fn attempt(vm: VmId) -> String {
+    format!("add tap {}", vm.tap())
+}

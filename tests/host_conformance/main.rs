@@ -1,0 +1,247 @@
+//! The host plane on the real kernel: every step made, looked at and removed twice, and
+//! what guests may send, proved with real packets. Each test in network namespaces of
+//! its own; skipped by name where we are not root.
+
+#![allow(clippy::unwrap_used, reason = "a test's helper fails its test")]
+#![allow(clippy::print_stdout, reason = "a skipped test says so")]
+
+mod guest;
+mod lab;
+mod packets;
+
+use std::net::Ipv4Addr;
+
+use banger::host::Host;
+use banger::host::RealHost;
+use banger::host::link::Links;
+use banger::model::ids::VmId;
+use banger::model::net::Subnet;
+use banger::model::units::Bytes;
+use banger::plan::step::{FaultKind, Outside, Presence, Step};
+
+use lab::{Lab, ip, run_program};
+
+const VM: VmId = VmId::from_bits(0x2a);
+
+fn subnet() -> Subnet {
+    "172.30.0.0/24".parse().unwrap()
+}
+
+fn tap(vm: VmId) -> Step {
+    Step::Tap {
+        vm,
+        subnet: subnet(),
+    }
+}
+
+fn rules(vm: VmId, address: Ipv4Addr, outside: Outside) -> Step {
+    Step::NetRules {
+        vm,
+        address,
+        subnet: subnet(),
+        outside,
+    }
+}
+
+fn first_address() -> Ipv4Addr {
+    subnet().guest(0).unwrap()
+}
+
+/// The script that every kind of object has to pass.
+fn make_and_remove_twice(host: &RealHost, step: &Step) {
+    let word = step.kind().word();
+    assert_eq!(host.probe(step), Ok(Presence::Absent), "{word}");
+    assert_eq!(host.absent(step), Ok(()), "{word}");
+    for _ in 0..2 {
+        assert_eq!(host.ensure(step), Ok(()), "{word}");
+        assert_eq!(host.probe(step), Ok(Presence::Present), "{word}");
+    }
+    for _ in 0..2 {
+        assert_eq!(host.absent(step), Ok(()), "{word}");
+        assert_eq!(host.probe(step), Ok(Presence::Absent), "{word}");
+    }
+}
+
+#[test]
+fn every_object_is_made_and_removed_twice() {
+    lab::run("every_object_is_made_and_removed_twice", |lab: &mut Lab| {
+        let size = Bytes::mib(64);
+        make_and_remove_twice(&lab.host, &Step::VmDirectory { vm: VM });
+        lab.host.ensure(&Step::VmDirectory { vm: VM }).unwrap();
+        for step in [
+            Step::UpperDisk { vm: VM, size },
+            Step::WorkDisk { vm: VM, size },
+            Step::RunDirectory { vm: VM },
+            tap(VM),
+            rules(VM, first_address(), Outside::Closed),
+            rules(VM, first_address(), Outside::Nat),
+        ] {
+            make_and_remove_twice(&lab.host, &step);
+        }
+    });
+}
+
+#[test]
+fn a_half_made_tap_is_seen_and_completed() {
+    lab::run("a_half_made_tap_is_seen_and_completed", |lab: &mut Lab| {
+        let step = tap(VM);
+        lab.host.ensure(&step).unwrap();
+        for damage in [
+            "link set bgr-0000002a down",
+            "link set bgr-0000002a nomaster",
+            "link set bgr-0000002a type bridge_slave isolated off",
+            "addr flush dev bgr0",
+            "link set bgr0 down",
+            "link delete bgr0",
+        ] {
+            ip(damage);
+            assert_eq!(lab.host.probe(&step), Ok(Presence::Different), "{damage}");
+            assert_eq!(lab.host.ensure(&step), Ok(()), "{damage}");
+            assert_eq!(lab.host.probe(&step), Ok(Presence::Present), "{damage}");
+        }
+    });
+}
+
+#[test]
+fn a_changed_lease_replaces_the_former_elements() {
+    lab::run(
+        "a_changed_lease_replaces_the_former_elements",
+        |lab: &mut Lab| {
+            let former = rules(VM, first_address(), Outside::Nat);
+            let later = rules(VM, subnet().guest(7).unwrap(), Outside::Closed);
+            lab.host.ensure(&tap(VM)).unwrap();
+            lab.host.ensure(&former).unwrap();
+            assert_eq!(lab.host.probe(&later), Ok(Presence::Different));
+            lab.host.ensure(&later).unwrap();
+            assert_eq!(lab.host.probe(&later), Ok(Presence::Present));
+            let left = run_program("nft", "list ruleset");
+            assert!(!left.contains(&first_address().to_string()), "{left}");
+            lab.host.absent(&former).unwrap();
+            assert_eq!(lab.host.probe(&later), Ok(Presence::Absent));
+        },
+    );
+}
+
+#[test]
+fn rules_of_another_version_are_replaced_and_elements_kept() {
+    lab::run("rules_of_another_version_are_replaced", |lab: &mut Lab| {
+        let step = rules(VM, first_address(), Outside::Closed);
+        lab.host.ensure(&step).unwrap();
+        let before = run_program("nft", "-s list ruleset");
+        let sets = run_program("nft", "list sets table inet banger_bgr0");
+        let marker = sets
+            .split_whitespace()
+            .find(|word| word.starts_with("rules_"));
+        run_program(
+            "nft",
+            &format!("delete set inet banger_bgr0 {}", marker.unwrap()),
+        );
+        run_program(
+            "nft",
+            "add set inet banger_bgr0 rules_00000000 { type ipv4_addr; }",
+        );
+        run_program("nft", "add rule inet banger_bgr0 input drop");
+        assert_eq!(lab.host.probe(&step), Ok(Presence::Different));
+        lab.host.ensure(&step).unwrap();
+        assert_eq!(run_program("nft", "-s list ruleset"), before);
+    });
+}
+
+#[test]
+fn the_users_own_rules_and_interfaces_are_left_alone() {
+    lab::run("the_users_own_rules_are_left_alone", |lab: &mut Lab| {
+        run_program("nft", "add table inet filter");
+        run_program(
+            "nft",
+            "add set inet filter nat { type ipv4_addr; elements = { 172.30.0.2 } ; }",
+        );
+        ip("link add other type bridge");
+        let before = run_program("nft", "list ruleset") + &run_program("ip", "-o link show other");
+        for step in [tap(VM), rules(VM, first_address(), Outside::Nat)] {
+            lab.host.ensure(&step).unwrap();
+            lab.host.absent(&step).unwrap();
+        }
+        lab.host.remove_network().unwrap();
+        lab.host.remove_network().unwrap();
+        let after = run_program("nft", "list ruleset") + &run_program("ip", "-o link show other");
+        assert_eq!(before, after);
+        assert_eq!(Links::open().unwrap().find("bgr0").unwrap(), None);
+    });
+}
+
+#[test]
+fn a_foreign_bridge_of_our_name_is_refused() {
+    lab::run(
+        "a_foreign_bridge_of_our_name_is_refused",
+        |lab: &mut Lab| {
+            ip("link add bgr0 type bridge");
+            let fault = lab.host.ensure(&tap(VM)).unwrap_err();
+            assert_eq!(fault.kind, FaultKind::Denied);
+            assert!(
+                fault.what.contains("bgr0") && fault.what.contains("not ours"),
+                "{fault}"
+            );
+            assert_eq!(lab.host.probe(&tap(VM)), Ok(Presence::Absent));
+        },
+    );
+}
+
+#[test]
+fn a_network_that_is_in_use_is_refused_by_the_name_of_its_interface() {
+    lab::run("a_network_that_is_in_use_is_refused", |lab: &mut Lab| {
+        ip("link add lan0 type bridge");
+        ip("addr add 172.30.0.77/16 dev lan0");
+        ip("link set lan0 up");
+        let fault = lab.host.ensure(&tap(VM)).unwrap_err();
+        assert_eq!(fault.kind, FaultKind::Denied);
+        assert!(fault.what.contains("172.30.0.0/16"), "{fault}");
+        assert!(fault.what.contains("lan0"), "{fault}");
+        assert_eq!(Links::open().unwrap().find("bgr0").unwrap(), None);
+    });
+}
+
+#[test]
+fn forwarding_is_opened_by_interface_noted_and_closed_again() {
+    lab::run("forwarding_is_opened_by_interface", |lab: &mut Lab| {
+        let _server = lab.connect_to_internet();
+        let read =
+            |name: &str| std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap();
+        lab.host.ensure(&tap(VM)).unwrap();
+        lab.host
+            .ensure(&rules(VM, first_address(), Outside::Closed))
+            .unwrap();
+        assert_eq!(read("conf/up0/forwarding"), "0\n");
+        assert_eq!(read("conf/bgr0/forwarding"), "0\n");
+        lab.host
+            .ensure(&rules(VM, first_address(), Outside::Nat))
+            .unwrap();
+        assert_eq!(read("conf/up0/forwarding"), "1\n");
+        assert_eq!(read("conf/bgr0/forwarding"), "1\n");
+        assert_eq!(read("ip_forward"), "0\n");
+        lab.host.remove_network().unwrap();
+        assert_eq!(read("conf/up0/forwarding"), "0\n");
+    });
+}
+
+#[test]
+fn many_vms_start_at_once_on_a_machine_without_bridge_or_rules() {
+    lab::run("many_vms_start_at_once", |lab: &mut Lab| {
+        let host = &lab.host;
+        std::thread::scope(|scope| {
+            for index in 0..8 {
+                scope.spawn(move || {
+                    let vm = VmId::from_bits(index);
+                    let address = subnet().guest(index).unwrap();
+                    host.ensure(&tap(vm)).unwrap();
+                    host.ensure(&rules(vm, address, Outside::Nat)).unwrap();
+                    assert_eq!(host.probe(&tap(vm)), Ok(Presence::Present));
+                });
+            }
+        });
+        for index in 0..8 {
+            let address = subnet().guest(index).unwrap();
+            let step = rules(VmId::from_bits(index), address, Outside::Nat);
+            assert_eq!(host.probe(&step), Ok(Presence::Present));
+        }
+    });
+}
