@@ -3,9 +3,10 @@
 # Debian packages, the musl target of Rust and the vsock back end for QEMU.
 # Quiet and quick where nothing is missing; asks before sudo when not root.
 #
-#   scripts/setup.sh [--yes]
+#   scripts/setup.sh [--yes] [--tests]
 #
-# --yes   do not ask before sudo
+# --yes     do not ask before sudo
+# --tests   also what only the tests use
 set -euo pipefail
 
 # Package, and why it is needed: the line that is printed when it is missing.
@@ -21,6 +22,9 @@ PACKAGES=(
     "xz-utils             unpacks kernel packages"
     "gcc                  links the program and compiles its only C part"
     "libc6-dev            goes with gcc"
+)
+TEST_PACKAGES=(
+    "shellcheck           checks these scripts"
 )
 VSOCK_TOOL=vhost-device-vsock
 VSOCK_VERSION=0.3.0
@@ -132,7 +136,8 @@ ASK=yes
 for argument in "$@"; do
     case "$argument" in
         --yes) ASK=no ;;
-        *) refuse "unknown argument $argument" "Usage: scripts/setup.sh [--yes]" ;;
+        --tests) PACKAGES+=("${TEST_PACKAGES[@]}") ;;
+        *) refuse "unknown argument $argument" "Usage: scripts/setup.sh [--yes] [--tests]" ;;
     esac
 done
 setup_packages

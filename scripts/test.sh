@@ -22,7 +22,7 @@ usage() {
     exit 2
 }
 
-setup=() only=() filter=()
+setup=(--tests) only=() filter=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --yes) setup+=(--yes) ;;

@@ -4,7 +4,9 @@
 //! | item | for |
 //! |---|---|
 //! | [`Banger`] | the binary with state, cache, runtime and home directories of its own |
-//! | [`Ran`] | how a command ended and what it wrote |
+//! | [`running::Running`] | a command under way: its output as it comes, signals, its end |
+//! | [`running::Ran`] | how a command ended and what it wrote |
+//! | [`events`] | waiting for a file or a state, without sleeping |
 //! | [`census::Census`] | what exists on this host, to compare before and after |
 //! | [`skip`] | a test whose host lacks something says so by name |
 //!
@@ -18,18 +20,18 @@
 #![allow(clippy::print_stdout)]
 
 pub mod census;
+pub mod events;
+pub mod running;
 pub mod seed;
 
 use std::ffi::OsStr;
-use std::io::{Read, Write};
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread::{self, JoinHandle};
+use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use running::{Ran, Running};
+use serde_json::Value;
 
 /// Long enough for a guest under emulation on a busy machine.
 pub const DEADLINE: Duration = Duration::from_secs(300);
@@ -173,6 +175,32 @@ impl Banger {
         ran.text().trim_end().to_owned()
     }
 
+    /// Runs a command with `--json` and reads what it printed.
+    #[track_caller]
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let text = self.ok(&[arguments, &["--json"]].concat());
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
+    }
+
+    /// The phase of a VM: `running`, `stopped` …
+    #[track_caller]
+    pub fn phase(&self, vm: &str) -> String {
+        let view = self.json(&["vm", "show", vm]);
+        view["phase"].as_str().expect("a VM has a phase").to_owned()
+    }
+
+    /// Makes and starts a VM of debian-minimal with this name.
+    #[track_caller]
+    pub fn boot(&self, vm: &str) {
+        self.ok(&["vm", "run", "-d", "--name", vm, "--image", "debian-minimal"]);
+    }
+
+    /// Runs a command in a VM; it must succeed. Its standard output, trimmed.
+    #[track_caller]
+    pub fn exec(&self, vm: &str, command: &[&str]) -> String {
+        self.ok(&[&["vm", "exec", vm, "--"], command].concat())
+    }
+
     /// Ids of the processes that work for these directories: their environment or
     /// their arguments name the state or the runtime directory.
     pub fn processes(&self) -> Vec<u32> {
@@ -195,7 +223,7 @@ impl Banger {
     /// Kills the daemon as a crash would, and waits until it is gone.
     pub fn kill_daemon(&self) {
         let pid = self.daemon().expect("a daemon runs");
-        kill_and_wait(pid);
+        events::kill_and_wait(pid);
     }
 }
 
@@ -205,12 +233,12 @@ impl Drop for Banger {
             let names = self.run(&["vm", "list", "--quiet"]).text();
             let names: Vec<&str> = names.split_whitespace().collect();
             if !names.is_empty() {
-                self.run(&[&["vm", "delete"], names.as_slice()].concat());
+                self.run(&[&["vm", "delete", "--force"], names.as_slice()].concat());
             }
             self.run(&["daemon", "stop"]);
         }
         for pid in self.processes() {
-            kill_and_wait(pid);
+            events::kill_and_wait(pid);
         }
         if thread::panicking() {
             let log = std::fs::read_to_string(self.state().join("bangerd.log"));
@@ -227,139 +255,4 @@ fn room() -> tempfile::TempDir {
         .prefix("r")
         .tempdir_in(folder)
         .expect("the test cache takes a folder")
-}
-
-/// Kills a process by its id and waits for its end.
-pub fn kill_and_wait(pid: u32) {
-    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
-        return;
-    };
-    if let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) {
-        pidfd_send_signal(&process, Signal::KILL).ok();
-        wait_readable(&process, DEADLINE);
-    }
-}
-
-/// Waits until a descriptor is readable: a pidfd is when its process has ended.
-fn wait_readable(descriptor: &impl std::os::fd::AsFd, deadline: Duration) -> bool {
-    let deadline = Timespec::try_from(deadline).expect("a deadline of minutes fits");
-    let mut polled = [PollFd::new(descriptor, PollFlags::IN)];
-    poll(&mut polled, Some(&deadline)).expect("poll takes one descriptor") > 0
-}
-
-/// A command under way; its output is read as it comes.
-pub struct Running {
-    child: Child,
-    input: Option<JoinHandle<()>>,
-    stdout: JoinHandle<Vec<u8>>,
-    stderr: JoinHandle<Vec<u8>>,
-}
-
-impl Running {
-    /// Starts a command and feeds it this input.
-    pub fn spawn(mut command: Command, input: Vec<u8>) -> Running {
-        if !input.is_empty() {
-            command.stdin(Stdio::piped());
-        }
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("the binary under test starts");
-        let stdin = child.stdin.take();
-        let input = stdin.map(|mut stdin| {
-            // The command may end before it has read all: that is for the test to judge.
-            thread::spawn(move || stdin.write_all(&input).unwrap_or_default())
-        });
-        let stdout = read_all(child.stdout.take().expect("piped above"));
-        let stderr = read_all(child.stderr.take().expect("piped above"));
-        Running {
-            child,
-            input,
-            stdout,
-            stderr,
-        }
-    }
-
-    /// The process's id.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Sends a signal.
-    pub fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw);
-        rustix::process::kill_process(pid.expect("a child has an id"), signal)
-            .expect("a child of ours can be signalled");
-    }
-
-    /// Waits for the end; kills it and fails the test when the deadline passes.
-    #[track_caller]
-    pub fn finish(mut self, deadline: Duration) -> Ran {
-        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw);
-        let process = pidfd_open(pid.expect("a child has an id"), PidfdFlags::empty())
-            .expect("a child that was not reaped has a pidfd");
-        let ended = wait_readable(&process, deadline);
-        if !ended {
-            self.child.kill().expect("a child of ours can be killed");
-        }
-        let status = self.child.wait().expect("a child of ours can be reaped");
-        if let Some(input) = self.input {
-            input.join().expect("the input's thread does not panic");
-        }
-        let ran = Ran {
-            status,
-            stdout: self.stdout.join().expect("the reader does not panic"),
-            stderr: self.stderr.join().expect("the reader does not panic"),
-        };
-        assert!(ended, "not done after {deadline:?}: {ran:?}");
-        ran
-    }
-}
-
-fn read_all(mut from: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        from.read_to_end(&mut bytes).expect("a pipe can be read");
-        bytes
-    })
-}
-
-/// How a command ended and what it wrote.
-pub struct Ran {
-    /// Its exit status.
-    pub status: ExitStatus,
-    /// Everything on standard output.
-    pub stdout: Vec<u8>,
-    /// Everything on standard error.
-    pub stderr: Vec<u8>,
-}
-
-impl Ran {
-    /// The exit code, or 128+n for death by signal, as shells say it.
-    pub fn code(&self) -> Option<i32> {
-        self.status
-            .code()
-            .or_else(|| self.status.signal().map(|n| 128 + n))
-    }
-
-    /// Standard output as text.
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.stdout).into_owned()
-    }
-
-    /// Standard error as text.
-    pub fn error(&self) -> String {
-        String::from_utf8_lossy(&self.stderr).into_owned()
-    }
-}
-
-impl std::fmt::Debug for Ran {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let end = self.stdout.len().min(2000);
-        let start = String::from_utf8_lossy(&self.stdout[..end]);
-        write!(
-            f,
-            "{}\nstdout: {start}\nstderr: {}",
-            self.status,
-            self.error()
-        )
-    }
 }
