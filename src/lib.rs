@@ -19,6 +19,7 @@ pub mod model;
 pub mod plan;
 pub mod proto;
 pub mod role;
+pub mod store;
 pub mod sys;
 
 #[cfg(test)]

@@ -1,0 +1,82 @@
+//! Every row comes back as it went in, and the rows checked in are still read.
+
+use crate::store::fixture::{image, kernel, vm};
+
+use super::*;
+
+fn row_of(change: RowChange) -> (String, Vec<u8>) {
+    let (_, key, value) = write(&change).unwrap();
+    (key, value.unwrap())
+}
+
+/// Compares with the sample as JSON, so that its layout is for people.
+fn same_json(row: &[u8], sample: &str) {
+    let row: serde_json::Value = serde_json::from_slice(row).unwrap();
+    let sample: serde_json::Value = serde_json::from_str(sample).unwrap();
+    assert_eq!(
+        row,
+        sample,
+        "{}",
+        serde_json::to_string_pretty(&row).unwrap()
+    );
+}
+
+#[test]
+fn every_row_comes_back_as_it_went_in() {
+    let rows = read(
+        vec![row_of(RowChange::PutVm(Box::new(vm())))],
+        vec![row_of(RowChange::PutImage(image()))],
+        vec![row_of(RowChange::PutKernel(kernel()))],
+    )
+    .unwrap();
+    assert_eq!(rows.vms, [vm()]);
+    assert_eq!(rows.images, [image()]);
+    assert_eq!(rows.kernels, [kernel()]);
+    assert!(rows.unreadable.is_empty());
+}
+
+#[test]
+fn samples_of_version_1_are_read_and_still_written_so() {
+    let vm_sample = include_str!("../samples/vm.v1.json");
+    let image_sample = include_str!("../samples/image.v1.json");
+    let kernel_sample = include_str!("../samples/kernel.v1.json");
+    same_json(&row_of(RowChange::PutVm(Box::new(vm()))).1, vm_sample);
+    same_json(&row_of(RowChange::PutImage(image())).1, image_sample);
+    same_json(&row_of(RowChange::PutKernel(kernel())).1, kernel_sample);
+    let sample = |key: &str, text: &str| vec![(key.to_owned(), text.as_bytes().to_vec())];
+    let loaded = read(
+        sample("0badcafe", vm_sample),
+        sample("debian-bookworm", image_sample),
+        sample("debian-6.1-cloud", kernel_sample),
+    )
+    .unwrap();
+    assert_eq!(loaded.vms, [vm()]);
+    assert_eq!(loaded.images, [image()]);
+    assert_eq!(loaded.kernels, [kernel()]);
+}
+
+#[test]
+fn unreadable_vm_is_reported_with_its_name_and_address() {
+    let (key, value) = row_of(RowChange::PutVm(Box::new(vm())));
+    let text = String::from_utf8(value).unwrap();
+    let newer = text.replace("\"vm_directory\"", "\"hologram\"");
+    let torn = text[..text.len() / 2].to_owned();
+    let rows = vec![
+        (key, newer.into_bytes()),
+        ("00000001".to_owned(), torn.into_bytes()),
+    ];
+    let loaded = read(rows, Vec::new(), Vec::new()).unwrap();
+    assert!(loaded.vms.is_empty());
+    assert_eq!(loaded.unreadable[0].name, Some("dev".parse().unwrap()));
+    assert_eq!(loaded.unreadable[0].lease, vm().lease);
+    assert!(loaded.unreadable[0].reason.contains("hologram"));
+    assert_eq!(loaded.unreadable[1].name, None);
+}
+
+#[test]
+fn damaged_image_is_a_clear_failure() {
+    let rows = vec![("debian".to_owned(), b"{}".to_vec())];
+    let failure = read(Vec::new(), rows, Vec::new()).unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Storage);
+    assert!(failure.what.contains("image debian"));
+}

@@ -1,0 +1,202 @@
+//! The steps inside a VM's row. Frozen: a kind stays readable for at least one release
+//! after the last release that created it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::ids::VmId;
+use crate::model::units::Bytes;
+use crate::plan::step::{Machine, Outside, Step};
+
+use super::rows::{Unread, read_list, read_text};
+
+/// A step, without the VM: the row's key names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "snake_case", deny_unknown_fields)]
+pub enum StepRow {
+    /// See `plan::step`.
+    VmDirectory {},
+    /// See `plan::step`.
+    UpperDisk {
+        /// Bytes.
+        size: u64,
+    },
+    /// See `plan::step`.
+    WorkDisk {
+        /// Bytes.
+        size: u64,
+    },
+    /// See `plan::step`.
+    RunDirectory {},
+    /// See `plan::step`.
+    Tap {
+        /// `172.30.0.0/16`
+        subnet: String,
+    },
+    /// See `plan::step`.
+    NetRules {
+        /// `172.30.0.2`
+        address: String,
+        /// `172.30.0.0/16`
+        subnet: String,
+        /// `closed` or `nat`.
+        outside: OutsideRow,
+    },
+    /// See `plan::step`.
+    Cgroup {},
+    /// See `plan::step`.
+    VsockBackend {},
+    /// See `plan::step`.
+    Vmm {
+        /// What it makes.
+        machine: MachineRow,
+    },
+    /// See `plan::step`.
+    Configured {
+        /// What it makes.
+        machine: MachineRow,
+    },
+    /// See `plan::step`.
+    Booted {
+        /// `qemu-tcg`
+        kind: String,
+    },
+    /// See `plan::step`.
+    Ready {},
+}
+
+/// Whether packets may leave the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutsideRow {
+    /// They may not.
+    Closed,
+    /// Masqueraded.
+    Nat,
+}
+
+/// The machine that a VMM makes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineRow {
+    kind: String,
+    vcpu: u8,
+    memory: u64,
+    image: String,
+    kernel: String,
+    net: String,
+    publish: Vec<String>,
+}
+
+impl StepRow {
+    /// The row of a step.
+    pub fn of(step: &Step) -> StepRow {
+        match step {
+            Step::VmDirectory { .. } => StepRow::VmDirectory {},
+            Step::UpperDisk { size, .. } => StepRow::UpperDisk { size: size.0 },
+            Step::WorkDisk { size, .. } => StepRow::WorkDisk { size: size.0 },
+            Step::RunDirectory { .. } => StepRow::RunDirectory {},
+            Step::Tap { subnet, .. } => StepRow::Tap {
+                subnet: subnet.to_string(),
+            },
+            Step::NetRules {
+                address,
+                subnet,
+                outside,
+                ..
+            } => StepRow::NetRules {
+                address: address.to_string(),
+                subnet: subnet.to_string(),
+                outside: match outside {
+                    Outside::Closed => OutsideRow::Closed,
+                    Outside::Nat => OutsideRow::Nat,
+                },
+            },
+            Step::Cgroup { .. } => StepRow::Cgroup {},
+            Step::VsockBackend { .. } => StepRow::VsockBackend {},
+            Step::Vmm { machine, .. } => StepRow::Vmm {
+                machine: MachineRow::of(machine),
+            },
+            Step::Configured { machine, .. } => StepRow::Configured {
+                machine: MachineRow::of(machine),
+            },
+            Step::Booted { kind, .. } => StepRow::Booted {
+                kind: kind.to_string(),
+            },
+            Step::Ready { .. } => StepRow::Ready {},
+        }
+    }
+
+    /// The step of this VM that the row means.
+    pub fn read(&self, vm: VmId) -> Result<Step, Unread> {
+        Ok(match self {
+            StepRow::VmDirectory {} => Step::VmDirectory { vm },
+            StepRow::UpperDisk { size } => Step::UpperDisk {
+                vm,
+                size: Bytes(*size),
+            },
+            StepRow::WorkDisk { size } => Step::WorkDisk {
+                vm,
+                size: Bytes(*size),
+            },
+            StepRow::RunDirectory {} => Step::RunDirectory { vm },
+            StepRow::Tap { subnet } => Step::Tap {
+                vm,
+                subnet: read_text(subnet)?,
+            },
+            StepRow::NetRules {
+                address,
+                subnet,
+                outside,
+            } => Step::NetRules {
+                vm,
+                address: read_text(address)?,
+                subnet: read_text(subnet)?,
+                outside: match outside {
+                    OutsideRow::Closed => Outside::Closed,
+                    OutsideRow::Nat => Outside::Nat,
+                },
+            },
+            StepRow::Cgroup {} => Step::Cgroup { vm },
+            StepRow::VsockBackend {} => Step::VsockBackend { vm },
+            StepRow::Vmm { machine } => Step::Vmm {
+                vm,
+                machine: machine.read()?,
+            },
+            StepRow::Configured { machine } => Step::Configured {
+                vm,
+                machine: machine.read()?,
+            },
+            StepRow::Booted { kind } => Step::Booted {
+                vm,
+                kind: read_text(kind)?,
+            },
+            StepRow::Ready {} => Step::Ready { vm },
+        })
+    }
+}
+
+impl MachineRow {
+    fn of(machine: &Machine) -> MachineRow {
+        MachineRow {
+            kind: machine.kind.to_string(),
+            vcpu: machine.vcpu,
+            memory: machine.memory.0,
+            image: machine.image.to_string(),
+            kernel: machine.kernel.to_string(),
+            net: machine.net.to_string(),
+            publish: machine.publish.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    fn read(&self) -> Result<Machine, Unread> {
+        Ok(Machine {
+            kind: read_text(&self.kind)?,
+            vcpu: self.vcpu,
+            memory: Bytes(self.memory),
+            image: read_text(&self.image)?,
+            kernel: read_text(&self.kernel)?,
+            net: read_text(&self.net)?,
+            publish: read_list(&self.publish)?,
+        })
+    }
+}
