@@ -6,6 +6,7 @@
 //! | [`Banger`] | the binary with state, cache, runtime and home directories of its own |
 //! | [`running::Running`] | a command under way: its output as it comes, signals, its end |
 //! | [`running::Ran`] | how a command ended and what it wrote |
+//! | [`terminal::Terminal`] | a command on a terminal of its own |
 //! | [`events`] | waiting for a file or a state, without sleeping |
 //! | [`census::Census`] | what exists on this host, to compare before and after |
 //! | [`skip`] | a test whose host lacks something says so by name |
@@ -23,6 +24,7 @@ pub mod census;
 pub mod events;
 pub mod running;
 pub mod seed;
+pub mod terminal;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

@@ -35,6 +35,17 @@ pub fn tools() -> PathBuf {
         .join("tools/bin")
 }
 
+/// The first program of this name where banger looks for its tools.
+pub fn find_tool(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    folders.push(tools());
+    folders
+        .into_iter()
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
+}
+
 /// A state directory that holds these images; made if it is not there yet.
 pub fn prepare(images: &[&str]) -> PathBuf {
     let folder = cache_root().join("seeds");
