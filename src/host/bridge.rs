@@ -123,8 +123,10 @@ fn has_address(links: &Links, link: &Link, bridge: &Bridge<'_>) -> io::Result<bo
 /// would be unreachable, or the user's own network would be.
 fn refuse_overlap(links: &Links, bridge: &Bridge<'_>) -> Result<(), Fault> {
     let failed = |error: io::Error| fault(attempt(bridge), error);
-    let own = links.find(bridge.name).map_err(failed)?.map(|l| l.index);
+    // In this order: another thread may make our bridge at this moment, and a route of
+    // it that we read must find its interface.
     let routes = links.routes().map_err(failed)?;
+    let own = links.find(bridge.name).map_err(failed)?.map(|l| l.index);
     let conflict = routes
         .iter()
         .filter(|route| own.is_none() || route.interface != own)

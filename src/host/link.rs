@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -25,7 +26,8 @@ const AF_UNSPEC: u8 = 0;
 const AF_INET: u8 = 2;
 const AF_BRIDGE: u8 = 7;
 
-const IFF_UP: u32 = 1;
+const IFF_UP: u32 = 0x1;
+const IFF_RUNNING: u32 = 0x40;
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
@@ -33,6 +35,7 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_PROTINFO: u16 = 12;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
+const IFLA_CARRIER: u16 = 33;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
@@ -42,6 +45,9 @@ const IFLA_BRPORT_ISOLATED: u16 = 33;
 
 const IFA_LOCAL: u16 = 2;
 const IFA_BROADCAST: u16 = 4;
+
+/// The group that hears of interfaces.
+const RTMGRP_LINK: u32 = 1;
 
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
@@ -64,6 +70,12 @@ pub struct Link {
     pub name: String,
     /// Whether it is switched on.
     pub up: bool,
+    /// Whether packets pass: a tap is so once a process has it open, a bridge once one
+    /// of its ports is.
+    pub running: bool,
+    /// Whether a cable is in, so to speak: of a tap, whether a process has it open. The
+    /// kernel acts on it, and sets `running`, a moment later.
+    pub carrier: bool,
     /// The bridge that it is a port of.
     pub master: Option<u32>,
     /// `bridge`, `tun`, `veth`; physical devices have none.
@@ -226,6 +238,26 @@ impl Links {
     }
 }
 
+/// News of every change of an interface in this network namespace.
+#[derive(Debug)]
+pub struct LinkEvents {
+    netlink: Netlink,
+}
+
+impl LinkEvents {
+    /// Begins to listen; what happens from now on is not missed.
+    pub fn open() -> io::Result<LinkEvents> {
+        let netlink = Netlink::open(None)?;
+        netlink.join(RTMGRP_LINK)?;
+        Ok(LinkEvents { netlink })
+    }
+
+    /// Waits for the next change; `ETIMEDOUT` after the deadline.
+    pub fn wait(&self, deadline: Duration) -> io::Result<()> {
+        self.netlink.wait(deadline)
+    }
+}
+
 /// Whether an error is this one of the kernel's.
 pub fn is(error: &io::Error, errno: Errno) -> bool {
     error.raw_os_error() == Some(errno.raw_os_error())
@@ -261,10 +293,13 @@ fn parse_link(answer: &[u8]) -> Option<Link> {
         let flag = attribute(attribute(info, group)?, kind)?;
         flag.first().copied()
     };
+    let flags = number(answer.get(8..12)?)?;
     Some(Link {
         index: number(answer.get(4..8)?)?,
         name: attribute(all, IFLA_IFNAME).map(text)?,
-        up: number(answer.get(8..12)?)? & IFF_UP != 0,
+        up: flags & IFF_UP != 0,
+        running: flags & IFF_RUNNING != 0,
+        carrier: attribute(all, IFLA_CARRIER) == Some(&[1]),
         master: attribute(all, IFLA_MASTER).and_then(number),
         kind: attribute(info, IFLA_INFO_KIND).map(text),
         alias: attribute(all, IFLA_IFALIAS).map(text),

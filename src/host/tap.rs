@@ -4,6 +4,7 @@
 //! late. Enslaved and isolated before it is on, so that no frame passes in between.
 
 use std::io;
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -13,8 +14,11 @@ use crate::sys::tun::{self, FrameHeader};
 
 use super::bridge::{self, Bridge};
 use super::fault::fault;
-use super::link::{Link, Links};
+use super::link::{Link, LinkEvents, Links};
 use super::sysctl;
+
+/// A fork that does not come to its exec for so long is no accident of timing.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Makes the tap, and our bridge before it. `owner` may open it without privilege.
 pub fn ensure(vm: VmId, bridge: &Bridge<'_>, owner: Option<u32>) -> Result<(), Fault> {
@@ -22,11 +26,16 @@ pub fn ensure(vm: VmId, bridge: &Bridge<'_>, owner: Option<u32>) -> Result<(), F
     if probe_in(&links, vm, bridge)? == Presence::Present {
         return Ok(());
     }
+    let failed = |error: io::Error| fault(attempt(vm), error);
     let master = bridge::ensure(&links, bridge)?;
     if find(&links, vm)?.is_none() {
-        create(vm, owner).map_err(|error| fault(attempt(vm), error))?;
+        let events = LinkEvents::open().map_err(failed)?;
+        create(vm, owner).map_err(failed)?;
+        attach(&links, vm, &master)?;
+        wait_until_free(&links, vm, &events).map_err(failed)?;
+    } else {
+        attach(&links, vm, &master)?;
     }
-    attach(&links, vm, &master)?;
     match probe_in(&links, vm, bridge)? {
         Presence::Present => Ok(()),
         Presence::Absent | Presence::Different => Err(Fault::new(
@@ -99,6 +108,21 @@ fn create(vm: VmId, owner: Option<u32>) -> io::Result<()> {
     }
     // Last: until here a crash takes the tap with it.
     tun::set_persistent(&tap)
+}
+
+/// Waits until no process has the tap open, or the VMM would find it busy.
+///
+/// We have closed it, but a program that another thread started at that moment holds a
+/// copy between its fork and its exec. The tap has a carrier for as long.
+fn wait_until_free(links: &Links, vm: VmId, events: &LinkEvents) -> io::Result<()> {
+    while find_carrier(links, vm)? {
+        events.wait(RELEASE_DEADLINE)?;
+    }
+    Ok(())
+}
+
+fn find_carrier(links: &Links, vm: VmId) -> io::Result<bool> {
+    Ok(links.find(&vm.tap())?.is_some_and(|link| link.carrier))
 }
 
 fn attach(links: &Links, vm: VmId, master: &Link) -> Result<(), Fault> {

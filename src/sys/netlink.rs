@@ -11,9 +11,11 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
-    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send,
+    socket_with,
 };
 
 const NLM_F_REQUEST: u16 = 0x1;
@@ -267,6 +269,22 @@ impl Netlink {
             }
         }
         Ok(())
+    }
+
+    /// Subscribes to the news of these groups (a bit mask).
+    pub fn join(&self, groups: u32) -> io::Result<()> {
+        bind(&self.socket, &SocketAddrNetlink::new(0, groups))?;
+        Ok(())
+    }
+
+    /// Waits for the next piece of news, whatever it is; `ETIMEDOUT` after the deadline.
+    pub fn wait(&self, deadline: Duration) -> io::Result<()> {
+        set_socket_timeout(&self.socket, Timeout::Recv, Some(deadline))?;
+        match self.receive() {
+            // More happened than the socket can hold: that is news too.
+            Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => Ok(()),
+            other => other.map(drop),
+        }
     }
 
     fn next_sequence(&self) -> u32 {

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
+use banger::host::link::{LinkEvents, Links};
 use banger::model::ids::VmId;
 use banger::model::net::Mac;
 use banger::sys::tun::{self, FrameHeader};
@@ -52,7 +53,7 @@ pub enum Seen {
 impl Guest {
     pub fn of(vm: VmId, address: Ipv4Addr) -> Guest {
         Guest {
-            tap: tun::open(&vm.tap(), FrameHeader::None).unwrap(),
+            tap: plug_in(&vm.tap()),
             mac: Mac::of(vm).0,
             address,
         }
@@ -136,12 +137,8 @@ impl Guest {
     }
 
     fn receive(&self, so_far: &[Seen]) -> Seen {
-        let limit = Timespec {
-            tv_sec: i64::try_from(PATIENCE.as_secs()).unwrap(),
-            tv_nsec: 0,
-        };
         let mut watched = [PollFd::new(&self.tap, PollFlags::IN)];
-        let ready = poll(&mut watched, Some(&limit)).unwrap();
+        let ready = poll(&mut watched, Some(&patience())).unwrap();
         assert!(ready > 0, "nothing more arrived after {so_far:?}");
         let mut frame = vec![0; 4096];
         let length = rustix::io::read(&self.tap, frame.as_mut_slice()).unwrap();
@@ -166,6 +163,28 @@ impl Guest {
             self.send_arp(self.envelope(asker, from), 2, self.mac);
         }
         Seen::Other
+    }
+}
+
+/// Opens a tap and waits until the kernel has noticed: that is when the bridge's port
+/// begins to forward, and after it the bridge itself (net/core/link_watch.c); frames
+/// before that are lost.
+fn plug_in(name: &str) -> OwnedFd {
+    let events = LinkEvents::open().unwrap();
+    let tap = tun::open(name, FrameHeader::None).unwrap();
+    let links = Links::open().unwrap();
+    for passes in [name, "bgr0"] {
+        while !links.find(passes).unwrap().unwrap().running {
+            events.wait(PATIENCE).unwrap();
+        }
+    }
+    tap
+}
+
+fn patience() -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(PATIENCE.as_secs()).unwrap(),
+        tv_nsec: 0,
     }
 }
 

@@ -97,13 +97,19 @@ impl Lab {
         let server = std::thread::scope(|scope| {
             let bound = scope.spawn(move || {
                 entered.enter();
-                UdpSocket::bind((INTERNET, 9)).unwrap()
+                UdpSocket::bind("0.0.0.0:9").unwrap()
             });
             bound.join().unwrap()
         });
         server.set_read_timeout(Some(PATIENCE)).unwrap();
         self.internet = Some(internet);
         server
+    }
+
+    /// Adds an address in the namespace that plays the internet.
+    pub fn address_in_internet(&self, address: &str) {
+        let internet = self.internet.as_ref().expect("connected before");
+        ip(&format!("-n {} addr add {address}", internet.name));
     }
 
     /// Adds a route in the namespace that plays the internet.
