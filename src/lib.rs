@@ -23,4 +23,6 @@ pub mod store;
 pub mod sys;
 
 #[cfg(test)]
+mod sim;
+#[cfg(test)]
 mod tidy;

@@ -142,6 +142,7 @@ impl Mind {
         };
         let vm = Vm {
             owner,
+            is_durable: false,
             ..Vm::at_rest(record)
         };
         self.vms.insert(id, vm);
@@ -254,10 +255,11 @@ impl Mind {
 }
 
 impl Vm {
-    /// A VM with nothing under way.
+    /// A VM of the store, with nothing under way.
     pub(super) fn at_rest(record: VmRecord) -> Vm {
         Vm {
             record,
+            is_durable: true,
             work: None,
             queued: None,
             owner: None,

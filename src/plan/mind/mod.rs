@@ -62,6 +62,8 @@ pub struct Mind {
 #[derive(Debug, Clone)]
 struct Vm {
     record: VmRecord,
+    /// Whether the store holds the record as it is.
+    is_durable: bool,
     work: Option<Work>,
     queued: Option<Queued>,
     /// The client whose connection it goes with.
@@ -164,6 +166,7 @@ impl Mind {
     fn guest_ready(&mut self, vm: VmId, boot: BootReport) {
         if let Some(vm) = self.vms.get_mut(&vm) {
             vm.record.boot = Some(boot);
+            vm.is_durable = false;
         }
     }
 

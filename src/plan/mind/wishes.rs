@@ -155,6 +155,7 @@ impl Mind {
     fn power_off(&mut self, id: VmId, waiters: Vec<Waiter>, then: Then) {
         let timer = self.arm(TimerUse::PowerOff(id), retry::POWER_OFF_MS);
         let vm = self.vms.get_mut(&id).expect("admitted just now");
+        vm.is_durable &= vm.record.reason.is_none();
         vm.record.reason = None;
         vm.work = Some(Work::PoweringOff {
             timer,

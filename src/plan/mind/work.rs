@@ -113,6 +113,7 @@ impl Mind {
         vm.record.vmm = Some(choice);
         vm.record.boot = None;
         vm.record.reason = None;
+        vm.is_durable = false;
         let operation = Operation::start(&vm.record.run_plan);
         self.operate(id, operation, waiters, then, on_leave);
     }
@@ -135,6 +136,7 @@ impl Mind {
         then: Then,
     ) {
         let vm = self.vms.get_mut(&id).expect("the caller has it");
+        vm.is_durable &= vm.record.reason == reason;
         vm.record.reason = reason;
         let operation = Operation::stop(&vm.record.run_plan);
         self.operate(id, operation, waiters, then, OnLeave::GoOn);
@@ -357,7 +359,8 @@ impl Mind {
         let vm = self.vms.get_mut(&id).expect("it has work");
         let before = vm.record.clone();
         vm.enter(phase, now);
-        if vm.record != before {
+        if vm.record != before || !vm.is_durable {
+            vm.is_durable = true;
             let row = RowChange::PutVm(Box::new(vm.record.clone()));
             self.out.push(Action::Save(vec![row]));
         }

@@ -1,0 +1,90 @@
+//! Planted bugs: each must be found, or the simulation proves nothing.
+
+use crate::model::net::NetRequest;
+use crate::plan::planted::{Bug, plant};
+use crate::plan::record::Removal;
+use crate::plan::request::{Force, Request};
+
+use super::client::{create, delete, stop};
+use super::explore::Search;
+use super::moves::Faults;
+use super::run::{Run, ShellBug};
+
+/// What the exhaustive search says of a story with a bug in it.
+#[track_caller]
+fn finds(bug: Option<Bug>, shell: ShellBug, scripts: Vec<Vec<Request>>, said: &str) {
+    let mut run = Run::stocked(scripts);
+    run.bug = shell;
+    plant(bug);
+    let search = Search::of(run, 2, Faults::ALL);
+    plant(None);
+    let (broken, _) = search.broken.expect("the bug is found");
+    assert!(broken.contains(said), "{broken}");
+}
+
+fn dev() -> Request {
+    create("dev", NetRequest::Auto, Removal::Keep)
+}
+
+fn created() -> Vec<Vec<Request>> {
+    vec![vec![dev()]]
+}
+
+#[test]
+fn intent_saved_late_is_found() {
+    finds(None, ShellBug::IntentSavedLate, created(), "orphan");
+}
+
+#[test]
+fn undo_in_forward_order_is_found() {
+    let scripts = vec![vec![dev(), stop("dev")]];
+    finds(Some(Bug::UndoForward), ShellBug::None, scripts, "");
+}
+
+#[test]
+fn failed_step_skipped_is_found() {
+    finds(Some(Bug::FailedStepSkipped), ShellBug::None, created(), "");
+}
+
+#[test]
+fn recovery_that_forgets_a_row_is_found() {
+    finds(
+        Some(Bug::RecoveryForgetsRow),
+        ShellBug::None,
+        created(),
+        "phase starting",
+    );
+}
+
+#[test]
+fn absent_that_ignores_busy_is_found() {
+    let scripts = vec![vec![dev(), delete("dev", Force::Kill)]];
+    finds(None, ShellBug::BusyIgnored, scripts, "");
+}
+
+#[test]
+fn reply_before_save_is_found() {
+    finds(None, ShellBug::ReplyBeforeSave, created(), "told");
+}
+
+#[test]
+fn lease_released_early_is_found() {
+    let other = create("other", NetRequest::Auto, Removal::Keep);
+    let scripts = vec![vec![dev(), delete("dev", Force::Kill)], vec![other]];
+    finds(
+        Some(Bug::LeaseReleasedEarly),
+        ShellBug::None,
+        scripts,
+        "is held by",
+    );
+}
+
+#[test]
+fn helpers_not_killed_before_recovery_are_found() {
+    finds(
+        Some(Bug::HelpersNotKilled),
+        ShellBug::None,
+        created(),
+        "orphan",
+    );
+}

@@ -1,0 +1,184 @@
+//! Every schedule of a short story with a bounded number of interruptions.
+//!
+//! After a crash nothing is left of a run but the disk, the world and the clients, so
+//! schedules that meet there are followed once.
+
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use crate::model::net::NetRequest;
+use crate::plan::record::Removal;
+use crate::plan::request::{Force, Request};
+
+use super::client::{create, delete, reset, restart, start, stop};
+use super::moves::{Faults, Move};
+use super::run::Run;
+use super::truth::Rest;
+
+/// No undisturbed story has more moves; a longer one never comes to rest.
+const MOVES_TO_REST: usize = 2_000;
+
+/// What a search found.
+#[derive(Debug)]
+pub(super) struct Search {
+    faults: Faults,
+    met: HashSet<u64>,
+    /// Schedules followed to their end.
+    pub(super) schedules: u64,
+    /// The first broken truth, with the moves that led there.
+    pub(super) broken: Option<(String, Vec<Move>)>,
+}
+
+impl Search {
+    /// Follows every schedule of this story with at most so many interruptions.
+    pub(super) fn of(run: Run, interruptions: u32, faults: Faults) -> Search {
+        let mut search = Search {
+            faults,
+            met: HashSet::new(),
+            schedules: 0,
+            broken: None,
+        };
+        search.follow(run, interruptions);
+        search
+    }
+
+    fn follow(&mut self, mut run: Run, interruptions: u32) {
+        for _ in 0..MOVES_TO_REST {
+            if let Err(broken) = run.check() {
+                return self.found(broken, &run);
+            }
+            if run.mind.is_none() && !self.met.insert(fingerprint(&run, interruptions)) {
+                return;
+            }
+            let faults = match interruptions {
+                0 => Faults::NONE,
+                _ => self.faults,
+            };
+            let moves = run.moves(faults);
+            let Some((usual, others)) = moves.split_first() else {
+                return self.rest(&run);
+            };
+            for other in others {
+                self.branch(&run, other, interruptions);
+                if self.broken.is_some() {
+                    return;
+                }
+            }
+            run.apply(usual);
+        }
+        self.found("it never comes to rest".to_owned(), &run);
+    }
+
+    fn branch(&mut self, run: &Run, other: &Move, interruptions: u32) {
+        let cost = u32::from(*other != Move::HelperActs);
+        let mut branch = run.clone();
+        branch.apply(other);
+        self.follow(branch, interruptions - cost);
+    }
+
+    fn rest(&mut self, run: &Run) {
+        self.schedules += 1;
+        if let Err(broken) = run.check_at_rest(Rest::Any) {
+            self.found(broken, run);
+        }
+    }
+
+    fn found(&mut self, broken: String, run: &Run) {
+        self.broken.get_or_insert((broken, run.history.clone()));
+    }
+
+    /// Ends the test with the moves that broke a truth.
+    #[track_caller]
+    pub(super) fn assert_holds(&self) {
+        if let Some((broken, moves)) = &self.broken {
+            panic!("{broken}\nafter {moves:#?}");
+        }
+    }
+}
+
+fn fingerprint(run: &Run, interruptions: u32) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    interruptions.hash(&mut hasher);
+    run.world.hash_into(&mut hasher);
+    for vm in run.disk.vms.values() {
+        (vm.id, vm.phase, vm.run_plan.len()).hash(&mut hasher);
+        (vm.stuck.is_some(), vm.removal == Removal::Keep).hash(&mut hasher);
+    }
+    (run.disk.images.len(), run.disk.kernels.len()).hash(&mut hasher);
+    for client in &run.clients.all {
+        client.script.len().hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
+fn story(scripts: Vec<Vec<Request>>) -> Run {
+    Run::stocked(scripts)
+}
+
+fn dev(removal: Removal) -> Request {
+    create("dev", NetRequest::None, removal)
+}
+
+#[test]
+fn creation_and_start_hold_under_two_interruptions() {
+    let run = story(vec![vec![dev(Removal::Keep)]]);
+    let search = Search::of(run, 2, Faults::ALL);
+    search.assert_holds();
+    assert!(search.schedules > 500, "{}", search.schedules);
+}
+
+#[test]
+fn vm_with_every_kind_of_step_holds_under_one_interruption() {
+    let everything = vec![
+        create("dev", NetRequest::Nat, Removal::Keep),
+        stop("dev"),
+        start("dev"),
+        restart("dev"),
+        stop("dev"),
+        reset("dev"),
+        delete("dev", Force::Refuse),
+    ];
+    let mut run = story(vec![everything]);
+    run.facts.kvm = crate::plan::facts::Fitness::Unfit("none".to_owned());
+    let search = Search::of(run, 1, Faults::ALL);
+    search.assert_holds();
+    assert!(search.schedules > 300, "{}", search.schedules);
+}
+
+#[test]
+fn stop_and_deletion_beside_another_client_hold_under_two_interruptions() {
+    let run = story(vec![
+        vec![dev(Removal::Keep), delete("dev", Force::Kill)],
+        vec![stop("dev")],
+    ]);
+    let search = Search::of(run, 2, Faults::ALL);
+    search.assert_holds();
+    assert!(search.schedules > 1000, "{}", search.schedules);
+}
+
+#[test]
+fn reset_holds_under_two_interruptions() {
+    let run = story(vec![vec![dev(Removal::Keep), stop("dev"), reset("dev")]]);
+    let faults = Faults {
+        orders: false,
+        ..Faults::ALL
+    };
+    Search::of(run, 2, faults).assert_holds();
+}
+
+#[test]
+fn vm_that_goes_with_its_client_holds_under_two_interruptions() {
+    let run = story(vec![vec![dev(Removal::WithClient)]]);
+    Search::of(run, 2, Faults::ALL).assert_holds();
+}
+
+#[test]
+fn creation_that_pulls_first_holds_under_two_interruptions() {
+    let run = Run::new(vec![vec![dev(Removal::Keep)], vec![dev(Removal::Keep)]]);
+    let faults = Faults {
+        steps: false,
+        vmm_deaths: false,
+        ..Faults::ALL
+    };
+    Search::of(run, 2, faults).assert_holds();
+}

@@ -1,0 +1,137 @@
+//! The daemon's shell: performs the mind's actions in order, upon the modelled world.
+
+use crate::model::ids::VmId;
+use crate::model::vm::Phase;
+use crate::plan::event::{Action, Event, RunToken};
+use crate::plan::record::{BootReport, RowChange};
+use crate::plan::request::{ClientId, OpId, Progress, Reply};
+use crate::plan::retry::Verb;
+use crate::plan::step::{Fault, FaultKind, StepKind};
+
+use super::moves::PowerOffFault;
+use super::run::{Flight, Run, ShellBug};
+
+impl Run {
+    pub(super) fn perform_next(&mut self, fault: Option<PowerOffFault>) {
+        let action = self.actions.pop_front().expect("there is an action");
+        match action {
+            Action::Save(changes) => self.save(changes),
+            Action::KillHelpers => self.world.helpers.clear(),
+            Action::FindVmms(ids) => {
+                let alive = ids
+                    .into_iter()
+                    .filter(|vm| self.world.is_alive(*vm))
+                    .collect();
+                self.news.push_back(Event::Recovered { alive });
+            }
+            Action::RunStep {
+                vm,
+                token,
+                verb,
+                step,
+                ..
+            } => {
+                if step.vm() != vm {
+                    self.lie(format!("a step of {vm} touches {}", step.vm()));
+                }
+                self.guest_may_call(vm, verb, step.kind());
+                self.flights.push(Flight {
+                    token,
+                    verb,
+                    step,
+                    cancelled: false,
+                });
+            }
+            Action::CancelStep { token, .. } => {
+                let flights = self.flights.iter_mut();
+                for flight in flights.filter(|flight| flight.token == token) {
+                    flight.cancelled = true;
+                }
+            }
+            Action::Watch { vm, run } => {
+                self.watches.insert(vm, run);
+                self.notice_exits();
+            }
+            Action::PowerOff { vm, run } => self.power_off(vm, run, fault),
+            Action::ArmTimer { timer, after_ms } => {
+                self.timers.push((self.now_ms + after_ms, timer));
+            }
+            Action::StartJob { job, work } => self.jobs.push((job, work)),
+            Action::Reply { client, op, reply } => self.reply(client, op, &reply),
+            Action::Progress {
+                client, progress, ..
+            } => {
+                if let Progress::Named { vm, .. } = progress {
+                    self.clients.owners.insert(vm, client);
+                }
+            }
+            Action::AcceptGuest { vm } => {
+                if !self.world.has(vm, StepKind::RunDirectory) {
+                    self.lie_unless_dead(vm);
+                }
+            }
+            Action::CancelJob { .. }
+            | Action::ForgetGuest { .. }
+            | Action::Log { .. }
+            | Action::Exit => {}
+        }
+    }
+
+    fn guest_may_call(&mut self, vm: VmId, verb: Verb, kind: StepKind) {
+        if (verb, kind) == (Verb::Ensure, StepKind::Ready) && self.world.is_alive(vm) {
+            let boot = BootReport {
+                init: "agent".to_owned(),
+                phases: Vec::new(),
+                warnings: Vec::new(),
+            };
+            self.news.push_back(Event::GuestReady { vm, boot });
+        }
+    }
+
+    fn save(&mut self, changes: Vec<RowChange>) {
+        let is_intent = |change: &RowChange| {
+            matches!(change, RowChange::PutVm(vm)
+                if matches!(vm.phase, Phase::Creating | Phase::Starting))
+        };
+        if self.bug == ShellBug::IntentSavedLate && changes.iter().any(is_intent) {
+            return self.late_saves.extend(changes);
+        }
+        self.write(&changes);
+    }
+
+    fn power_off(&mut self, vm: VmId, run: RunToken, fault: Option<PowerOffFault>) {
+        let alive = self.world.is_alive(vm) && fault != Some(PowerOffFault::Unreachable);
+        let result = match alive {
+            true => Ok(()),
+            false => Err(Fault::new(FaultKind::Other, "the agent does not answer")),
+        };
+        self.news.push_back(Event::PowerOffSent { vm, run, result });
+        if alive && fault.is_none() {
+            self.world.kill_vmm(vm);
+            self.notice_exits();
+        }
+    }
+
+    /// The one reply to an open request, which must be true of what is durable.
+    fn reply(&mut self, connection: ClientId, op: OpId, reply: &Reply) {
+        if !self.asked.remove(&op) {
+            self.lie(format!("request {op:?} is answered twice"));
+        }
+        self.check_reply(reply);
+        let clients = self.clients.all.iter_mut();
+        for client in clients.filter(|client| client.connection == connection) {
+            client.open = client.open.filter(|open| *open != op);
+        }
+    }
+
+    pub(super) fn lie(&mut self, what: String) {
+        self.lie.get_or_insert(what);
+    }
+
+    /// A listener needs its directory, unless a reboot took both with the VMM.
+    fn lie_unless_dead(&mut self, vm: VmId) {
+        if self.world.is_alive(vm) {
+            self.lie(format!("listening for {vm} without its run directory"));
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! One simulated history: the mind, its shell, the world, the store and the clients.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::failure::{Failure, FailureKind};
+use crate::model::ids::{ContentId, ImageName, KernelName, VmId};
+use crate::model::image::{Image, Kernel};
+use crate::model::units::Bytes;
+use crate::plan::event::{Action, Event, JobId, JobResult, JobWork, RunToken, StepToken, TimerId};
+use crate::plan::facts::{Fitness, HostFacts, Moment};
+use crate::plan::mind::Mind;
+use crate::plan::record::{RowChange, VmRecord};
+use crate::plan::request::{OpId, PullKey, Request};
+use crate::plan::retry::Verb;
+use crate::plan::step::{Fault, FaultKind, Step};
+use crate::store::rows;
+
+use super::client::Clients;
+use super::moves::{Death, Fate, JobFate, Move};
+use super::world::World;
+
+/// What is on disk.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Disk {
+    pub(super) vms: BTreeMap<VmId, VmRecord>,
+    pub(super) images: BTreeMap<ImageName, Image>,
+    pub(super) kernels: BTreeMap<KernelName, Kernel>,
+}
+
+/// A step under way.
+#[derive(Debug, Clone)]
+pub(super) struct Flight {
+    pub(super) token: StepToken,
+    pub(super) verb: Verb,
+    pub(super) step: Step,
+    pub(super) cancelled: bool,
+}
+
+/// A wrong turn of the shell or the host, planted on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ShellBug {
+    None,
+    /// The intent is saved when the first effect is done, not before it.
+    IntentSavedLate,
+    /// Replies are sent before the saves that stand before them.
+    ReplyBeforeSave,
+    /// A busy object counts as gone.
+    BusyIgnored,
+}
+
+/// See the head of this file.
+#[derive(Debug, Clone)]
+pub(super) struct Run {
+    pub(super) bug: ShellBug,
+    pub(super) facts: HostFacts,
+    pub(super) world: World,
+    pub(super) disk: Disk,
+    pub(super) mind: Option<Mind>,
+    /// Whether recovery has been decided on, so that clients are heard.
+    pub(super) is_serving: bool,
+    /// What the mind wants done and the shell has not begun.
+    pub(super) actions: VecDeque<Action>,
+    /// Saves that a planted bug holds back.
+    pub(super) late_saves: Vec<RowChange>,
+    pub(super) flights: Vec<Flight>,
+    pub(super) jobs: Vec<(JobId, JobWork)>,
+    pub(super) timers: Vec<(u64, TimerId)>,
+    pub(super) watches: BTreeMap<VmId, RunToken>,
+    pub(super) news: VecDeque<Event>,
+    pub(super) clients: Clients,
+    pub(super) asked: BTreeSet<OpId>,
+    pub(super) now_ms: u64,
+    pub(super) last_op: u64,
+    pub(super) history: Vec<Move>,
+    /// The first truth that a reply broke.
+    pub(super) lie: Option<String>,
+}
+
+/// A host that can run QEMU guests with taps; `small` and `cloud` can be pulled.
+pub(super) fn facts() -> HostFacts {
+    HostFacts {
+        kvm: Fitness::Fit,
+        firecracker: Fitness::Fit,
+        qemu: Fitness::Fit,
+        taps: Fitness::Fit,
+        subnet: "10.0.0.0/28".parse().unwrap(),
+        catalog_images: vec!["small".parse().unwrap()],
+        catalog_kernels: vec!["cloud".parse().unwrap()],
+        ready_deadline_ms: None,
+    }
+}
+
+pub(super) fn image_content() -> ContentId {
+    "00000000000000aa".parse().unwrap()
+}
+
+pub(super) fn kernel_content() -> ContentId {
+    "00000000000000bb".parse().unwrap()
+}
+
+fn image(name: ImageName) -> Image {
+    Image {
+        name,
+        content: image_content(),
+        size: Bytes::gib(1),
+        allocated: Bytes::mib(1),
+        source: "simulated".to_owned(),
+        created_at: 0,
+    }
+}
+
+fn kernel(name: KernelName) -> Kernel {
+    Kernel {
+        name,
+        content: kernel_content(),
+        release: "6.1".to_owned(),
+        source: "simulated".to_owned(),
+        allocated: Bytes::mib(1),
+        created_at: 0,
+    }
+}
+
+impl Run {
+    /// A host with nothing but these clients.
+    pub(super) fn new(scripts: Vec<Vec<Request>>) -> Run {
+        Run {
+            bug: ShellBug::None,
+            facts: facts(),
+            world: World::default(),
+            disk: Disk::default(),
+            mind: None,
+            is_serving: false,
+            actions: VecDeque::new(),
+            late_saves: Vec::new(),
+            flights: Vec::new(),
+            jobs: Vec::new(),
+            timers: Vec::new(),
+            watches: BTreeMap::new(),
+            news: VecDeque::new(),
+            clients: Clients::with(scripts),
+            asked: BTreeSet::new(),
+            now_ms: 0,
+            last_op: 0,
+            history: Vec::new(),
+            lie: None,
+        }
+    }
+
+    /// The same with image and kernel in the store.
+    pub(super) fn stocked(scripts: Vec<Vec<Request>>) -> Run {
+        let mut run = Run::new(scripts);
+        let (small, cloud): (ImageName, KernelName) =
+            ("small".parse().unwrap(), "cloud".parse().unwrap());
+        run.disk.images.insert(small.clone(), image(small));
+        run.disk.kernels.insert(cloud.clone(), kernel(cloud));
+        run.world.contents = [image_content(), kernel_content()].into();
+        run
+    }
+
+    /// Lets one thing happen.
+    pub(super) fn apply(&mut self, chosen: &Move) {
+        self.history.push(chosen.clone());
+        match chosen {
+            Move::Perform => self.perform_next(None),
+            Move::PowerOffFails(fault) => self.perform_next(Some(*fault)),
+            Move::Hear => {
+                if let Some(event) = self.news.pop_front() {
+                    self.hear(event);
+                }
+            }
+            Move::Complete(index, fate) => self.complete(*index, *fate),
+            Move::EndJob(index, fate) => self.end_job(*index, *fate),
+            Move::Ask(index) => self.ask(*index),
+            Move::Fire(index) => {
+                let (due, timer) = self.timers.remove(*index);
+                self.now_ms = self.now_ms.max(due);
+                self.hear(Event::TimerFired { timer });
+            }
+            Move::Restart => self.restart(),
+            Move::Crash(death) => self.crash(*death),
+            Move::HelperActs => self.world.helper_acts(),
+            Move::VmmDies(vm) => {
+                self.world.kill_vmm(*vm);
+                self.notice_exits();
+            }
+            Move::Leave(index) => {
+                let client = self.clients.reconnect(*index);
+                self.news.push_back(Event::ClientGone { client });
+            }
+        }
+    }
+
+    pub(super) fn next_timer(&self) -> Option<usize> {
+        let due = self
+            .timers
+            .iter()
+            .enumerate()
+            .min_by_key(|(_, timer)| **timer);
+        due.map(|(index, _)| index)
+    }
+
+    pub(super) fn hear(&mut self, event: Event) {
+        self.is_serving |= matches!(event, Event::Recovered { .. });
+        let moment = Moment {
+            unix_s: self.now_ms / 1000,
+            random: (self.last_op + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            state_free: Bytes::gib(1),
+        };
+        let mind = self.mind.as_mut().expect("only a live daemon hears");
+        let mut actions = mind.handle(event, moment);
+        if self.bug == ShellBug::ReplyBeforeSave {
+            actions.sort_by_key(|action| !matches!(action, Action::Reply { .. }));
+        }
+        self.actions.extend(actions);
+    }
+
+    fn complete(&mut self, index: usize, fate: Fate) {
+        let flight = self.flights.remove(index);
+        let vm = flight.step.vm();
+        let fails = |kind| Err(Fault::new(kind, format!("{:?} fails", flight.step.kind())));
+        let mut result = match fate {
+            _ if flight.cancelled && !flight.step.leaves_object() => fails(FaultKind::Cancelled),
+            Fate::Works => self.world.act(flight.verb, &flight.step),
+            Fate::FailsBefore(kind) => fails(kind),
+            Fate::FailsAfter(kind) => {
+                let _hidden = self.world.act(flight.verb, &flight.step);
+                fails(kind)
+            }
+        };
+        if self.bug == ShellBug::BusyIgnored && flight.verb == Verb::Absent {
+            result = Ok(());
+        }
+        let token = flight.token;
+        self.news.push_back(Event::StepDone { vm, token, result });
+        self.notice_exits();
+        let late = std::mem::take(&mut self.late_saves);
+        self.check_world();
+        self.write(&late);
+    }
+
+    fn end_job(&mut self, index: usize, fate: JobFate) {
+        let (job, work) = self.jobs.remove(index);
+        let result = match (fate, &work) {
+            (JobFate::Fails, _) => Err(Failure::new(FailureKind::Failed, "the job fails")),
+            (JobFate::Works, work) => Ok(self.do_job(work)),
+        };
+        self.news.push_back(Event::JobDone { job, result });
+    }
+
+    fn do_job(&mut self, work: &JobWork) -> JobResult {
+        match work {
+            JobWork::Pull(PullKey::Image(name)) => {
+                self.world.contents.insert(image_content());
+                JobResult::Image(image(name.clone()))
+            }
+            JobWork::Pull(PullKey::Kernel(name)) => {
+                self.world.contents.insert(kernel_content());
+                JobResult::Kernel(kernel(name.clone()))
+            }
+            JobWork::Sweep { images, kernels } => {
+                let named =
+                    |content: &ContentId| images.contains(content) || kernels.contains(content);
+                self.world.contents.retain(named);
+                JobResult::Removed
+            }
+        }
+    }
+
+    fn ask(&mut self, index: usize) {
+        self.last_op += 1;
+        let op = OpId(self.last_op);
+        let client = &mut self.clients.all[index];
+        let request = client.script.pop_front().expect("it has something to ask");
+        client.open = Some(op);
+        self.asked.insert(op);
+        let client = client.connection;
+        self.hear(Event::Request {
+            client,
+            op,
+            request,
+        });
+    }
+
+    fn restart(&mut self) {
+        let changes = self
+            .disk
+            .vms
+            .values()
+            .map(|vm| RowChange::PutVm(Box::new(vm.clone())));
+        let vms = changes.map(|change| {
+            let (_, key, value) = rows::write(&change).unwrap();
+            (key, value.unwrap())
+        });
+        let mut loaded = rows::read(vms.collect(), Vec::new(), Vec::new()).unwrap();
+        loaded.images = self.disk.images.values().cloned().collect();
+        loaded.kernels = self.disk.kernels.values().cloned().collect();
+        self.mind = Some(Mind::new(self.facts.clone(), loaded));
+        self.hear(Event::Opened);
+    }
+
+    fn crash(&mut self, death: Death) {
+        for flight in std::mem::take(&mut self.flights) {
+            match death {
+                Death::BeforeEffects => {}
+                Death::AfterEffects | Death::Reboot => {
+                    let _unheard = self.world.act(flight.verb, &flight.step);
+                }
+                Death::HelpersLive => self.world.helpers.push((flight.verb, flight.step)),
+            }
+        }
+        if death == Death::Reboot {
+            self.world.reboot();
+        }
+        self.mind = None;
+        self.is_serving = false;
+        self.actions.clear();
+        self.late_saves.clear();
+        self.jobs.clear();
+        self.timers.clear();
+        self.watches.clear();
+        self.news.clear();
+        self.clients.reconnect_all();
+    }
+
+    /// Watched VMMs that are gone become news.
+    pub(super) fn notice_exits(&mut self) {
+        let gone: Vec<VmId> = self
+            .watches
+            .keys()
+            .copied()
+            .filter(|vm| !self.world.is_alive(*vm))
+            .collect();
+        for vm in gone {
+            let run = self.watches.remove(&vm).expect("listed just now");
+            let reason = "exited with status 0".to_owned();
+            self.news.push_back(Event::VmmExited { vm, run, reason });
+        }
+    }
+
+    pub(super) fn write(&mut self, changes: &[RowChange]) {
+        for change in changes.iter().cloned() {
+            match change {
+                RowChange::PutVm(vm) => {
+                    self.disk.vms.insert(vm.id, *vm);
+                }
+                RowChange::DropVm(id) => {
+                    self.disk.vms.remove(&id);
+                }
+                RowChange::PutImage(image) => {
+                    self.disk.images.insert(image.name.clone(), image);
+                }
+                RowChange::DropImage(name) => {
+                    self.disk.images.remove(&name);
+                }
+                RowChange::PutKernel(kernel) => {
+                    self.disk.kernels.insert(kernel.name.clone(), kernel);
+                }
+                RowChange::DropKernel(name) => {
+                    self.disk.kernels.remove(&name);
+                }
+            }
+        }
+    }
+}
