@@ -24,6 +24,7 @@ PACKAGES=(
     "libc6-dev            goes with gcc"
 )
 TEST_PACKAGES=(
+    "iproute2             plays other machines in the host's tests"
     "shellcheck           checks these scripts"
 )
 VSOCK_TOOL=vhost-device-vsock

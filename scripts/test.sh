@@ -9,7 +9,8 @@
 #
 # A test whose host lacks something prints `skipped: NAME: REASON`, is listed at the
 # end and is not counted as passed. A lint counts as one test. Logs: build/test/.
-# A floor is the tests/*.rs files whose name begins with it; the rest is `blackbox`.
+# A floor is the files and folders of tests/ whose name begins with it; the rest is
+# `blackbox`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -54,7 +55,8 @@ count() {
     passed=$((passed + p - s)) failed=$((failed + f)) skipped=$((skipped + s))
     printf '%-9s %4d passed, %d failed, %d skipped, %d s\n' "$1" $((p - s)) "$f" "$s" $((SECONDS - started))
     if [ "$3" != 0 ]; then
-        grep -v -E '^(test .*( ok)?$|running |test result: ok|skipped: )' "$2" | tail -n 150 || true
+        awk '/^(successes:|running )/ { mute = 1 } /^(failures:|error|test result: F)/ { mute = 0 }
+            !mute && NF && !/^test .* ok$/' "$2" | tail -n 150
         echo "(all of it: $2)"
     fi
 }
@@ -88,8 +90,8 @@ lint() {
 # The integration tests of a floor, as cargo arguments.
 tests_of() {
     local file name
-    for file in tests/*.rs; do
-        name=$(basename "$file" .rs)
+    for file in tests/*.rs tests/*/main.rs; do
+        name=${file#tests/} name=${name%.rs} name=${name%/main}
         case "$1:$name" in
             host:host_* | e2e:e2e_*) printf -- '--test\n%s\n' "$name" ;;
             blackbox:host_* | blackbox:e2e_*) ;;

@@ -31,7 +31,7 @@ pub struct Lab {
 /// changed its network namespace runs nothing else. Says so if the host cannot.
 pub fn run(name: &str, test: impl FnOnce(&mut Lab) + Send) {
     if let Some(lack) = lack() {
-        println!("SKIPPED {name}: {lack}");
+        println!("skipped: {name}: {lack}");
         return;
     }
     std::thread::scope(|scope| {
