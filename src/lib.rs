@@ -10,6 +10,7 @@
 
 #![warn(missing_docs)]
 
+pub mod agent;
 pub mod daemon;
 pub mod failure;
 pub mod host;

@@ -98,3 +98,24 @@ pub struct GuestFile {
 /// The answer to `Ready`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadyAck {}
+
+/// What `/init` leaves in the guest's /run for the agent of the same boot and the
+/// same binary.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootRecord {
+    /// `systemd` or `agent`: who is process 1.
+    pub init: String,
+    /// How this machine is switched off: `poweroff` or `reboot`.
+    pub off: String,
+    /// Environment of every command.
+    pub env: Vec<(String, String)>,
+    /// Where commands start that name no directory.
+    pub workdir: Option<String>,
+    /// The image's own command, run by process 1 in `agent` mode.
+    pub entrypoint: Vec<String>,
+    /// Name and end of each phase so far, milliseconds since the kernel started.
+    pub phases: Vec<(String, u64)>,
+    /// What was skipped so far.
+    pub warnings: Vec<String>,
+}

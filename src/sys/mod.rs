@@ -1,6 +1,12 @@
 //! The only unsafe code: kernel interfaces that rustix does not cover. Safe functions
 //! out, owned or borrowed descriptors in; imports nothing of ours.
 
+#[allow(unsafe_code)]
+pub mod entropy;
 pub mod netlink;
 #[allow(unsafe_code)]
+pub mod session;
+#[allow(unsafe_code)]
 pub mod tun;
+#[allow(unsafe_code)]
+pub mod vsock;
