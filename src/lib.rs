@@ -11,6 +11,8 @@
 #![warn(missing_docs)]
 
 pub mod agent;
+pub mod cli;
+pub mod config;
 pub mod daemon;
 pub mod failure;
 pub mod host;
@@ -22,6 +24,7 @@ pub mod proto;
 pub mod role;
 pub mod store;
 pub mod sys;
+pub mod workspace;
 
 #[cfg(test)]
 mod sim;

@@ -20,10 +20,11 @@
 //! | lease | an address and a CID held by one VM |
 //! | stage | a part of a long operation, shown live |
 //!
-//! Reading order: [`ids`], [`units`], [`net`], [`vm`], [`image`].
+//! Reading order: [`ids`], [`units`], [`net`], [`vm`], [`image`], [`nearest`].
 
 pub mod ids;
 pub mod image;
+pub mod nearest;
 pub mod net;
 pub mod units;
 pub mod vm;

@@ -56,6 +56,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "failure",
             "plan::doctor",
             "host::layout",
+            "sys::detach",
             "workspace",
         ],
     ),

@@ -1,0 +1,290 @@
+//! Judges facts about this machine: rows PASS, WARN or FAIL, each with what to do.
+//!
+//! Pure: facts in, rows out; `doctor_command` asks and prints. A fact is a FAIL only when
+//! no sandbox can be made for want of it.
+
+use serde::Serialize;
+
+use crate::failure::Failure;
+use crate::proto::reply::{Fact, HostFacts};
+
+/// How good or bad a row is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Verdict {
+    /// As it should be.
+    Pass,
+    /// Something is missing that not every sandbox needs.
+    Warn,
+    /// No sandbox can be made.
+    Fail,
+}
+
+impl Verdict {
+    /// As it is shown.
+    pub fn word(self) -> &'static str {
+        match self {
+            Verdict::Pass => "PASS",
+            Verdict::Warn => "WARN",
+            Verdict::Fail => "FAIL",
+        }
+    }
+}
+
+/// One line of the report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Row {
+    /// Good or bad.
+    pub verdict: Verdict,
+    /// What was looked at.
+    pub name: String,
+    /// What was found.
+    pub detail: String,
+    /// What to do; absent where nothing needs to be done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// What is known of a fact: how bad its absence is, what it is for, how to get it.
+struct Known {
+    name: &'static str,
+    missing: Verdict,
+    hint: &'static str,
+}
+
+const KNOWN: &[Known] = &[
+    Known {
+        name: "arch",
+        missing: Verdict::Fail,
+        hint: "banger runs x86_64 guests on x86_64 hosts only.",
+    },
+    Known {
+        name: "kvm",
+        missing: Verdict::Warn,
+        hint: "Guests run slower, translated by QEMU. With hardware virtualisation: `modprobe kvm_intel` or `kvm_amd`, and be in group kvm (`usermod -aG kvm USER`).",
+    },
+    Known {
+        name: "firecracker",
+        missing: Verdict::Warn,
+        hint: "Only needed where KVM is fit: install it from its release page, or set `programs.firecracker`.",
+    },
+    Known {
+        name: "qemu",
+        missing: Verdict::Warn,
+        hint: "`apt install qemu-system-x86`, or set `programs.qemu`.",
+    },
+    Known {
+        name: "vhost_device_vsock",
+        missing: Verdict::Warn,
+        hint: "QEMU guests need it: `cargo install vhost-device-vsock --locked`, or set `programs.vhost_device_vsock`.",
+    },
+    Known {
+        name: "mke2fs",
+        missing: Verdict::Fail,
+        hint: "Disks are made with it: `apt install e2fsprogs`.",
+    },
+    Known {
+        name: "e2fsprogs",
+        missing: Verdict::Fail,
+        hint: "Disks are made with it: `apt install e2fsprogs`.",
+    },
+    Known {
+        name: "mmdebstrap",
+        missing: Verdict::Warn,
+        hint: "Images are built with it: `apt install mmdebstrap`.",
+    },
+    Known {
+        name: "apt",
+        missing: Verdict::Warn,
+        hint: "Kernels and images are fetched with it: use a Debian or Ubuntu host.",
+    },
+    Known {
+        name: "userns",
+        missing: Verdict::Warn,
+        hint: "Without root, images are built in a user namespace: `sysctl kernel.unprivileged_userns_clone=1`, and entries in /etc/subuid and /etc/subgid (`apt install uidmap`).",
+    },
+    Known {
+        name: "tun",
+        missing: Verdict::Warn,
+        hint: "Guests get QEMU's user-mode network instead. For taps: `modprobe tun`, and run bangerd as root.",
+    },
+    Known {
+        name: "taps",
+        missing: Verdict::Warn,
+        hint: "Guests get QEMU's user-mode network instead. For taps: `modprobe tun`, and run bangerd as root.",
+    },
+    Known {
+        name: "bridge",
+        missing: Verdict::Warn,
+        hint: "Guests get QEMU's user-mode network instead. For taps: `modprobe bridge`, and run bangerd as root.",
+    },
+    Known {
+        name: "nft",
+        missing: Verdict::Warn,
+        hint: "`--nat` needs it: `apt install nftables`.",
+    },
+    Known {
+        name: "cgroup",
+        missing: Verdict::Warn,
+        hint: "VMMs are then found by their command lines: mount cgroup2 (`mount -t cgroup2 none /sys/fs/cgroup/unified`).",
+    },
+    Known {
+        name: "git",
+        missing: Verdict::Warn,
+        hint: "`vm run PATH` needs it: `apt install git`.",
+    },
+    Known {
+        name: "disk",
+        missing: Verdict::Fail,
+        hint: "Free space, `banger vm prune`, or set BANGER_STATE_DIR to a larger disk.",
+    },
+];
+
+/// What the command line has found by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Own {
+    /// The configuration file, read.
+    pub config: Result<String, Failure>,
+    /// What the daemon answered.
+    pub facts: Result<HostFacts, Failure>,
+    /// `git --version`.
+    pub git: Fact,
+}
+
+/// The report, worst rows where they are; the order is fixed.
+pub fn judge(own: &Own) -> Vec<Row> {
+    let mut rows = vec![found("configuration", &own.config)];
+    match &own.facts {
+        Ok(facts) => {
+            rows.push(found("bangerd", &Ok("answers".to_owned())));
+            rows.push(vmm(facts));
+            rows.extend(facts.facts.iter().map(row));
+        }
+        Err(_) => rows.push(found(
+            "bangerd",
+            &own.facts
+                .as_ref()
+                .map(|_| String::new())
+                .map_err(Clone::clone),
+        )),
+    }
+    if !rows.iter().any(|row| row.name == "git") {
+        rows.push(row(&own.git));
+    }
+    rows
+}
+
+/// The exit status of a report: 1 when anything fails.
+pub fn status(rows: &[Row]) -> u8 {
+    u8::from(rows.iter().any(|row| row.verdict == Verdict::Fail))
+}
+
+fn found(name: &str, outcome: &Result<String, Failure>) -> Row {
+    match outcome {
+        Ok(detail) => Row {
+            verdict: Verdict::Pass,
+            name: name.to_owned(),
+            detail: detail.clone(),
+            hint: None,
+        },
+        Err(failure) => Row {
+            verdict: Verdict::Fail,
+            name: name.to_owned(),
+            detail: failure.to_string(),
+            hint: failure.hint.clone(),
+        },
+    }
+}
+
+fn vmm(facts: &HostFacts) -> Row {
+    let reason = &facts.vmm_reason;
+    match &facts.vmm {
+        Some(kind) => Row {
+            verdict: Verdict::Pass,
+            name: "vmm".to_owned(),
+            detail: format!("{kind}: {reason}"),
+            hint: None,
+        },
+        None => Row {
+            verdict: Verdict::Fail,
+            name: "vmm".to_owned(),
+            detail: format!("no guest can run: {reason}"),
+            hint: Some("`apt install qemu-system-x86` and `cargo install vhost-device-vsock --locked` are enough.".to_owned()),
+        },
+    }
+}
+
+fn row(fact: &Fact) -> Row {
+    let name = fact.name.replace('-', "_");
+    let known = KNOWN.iter().find(|known| known.name == name);
+    let missing = known.map_or(Verdict::Warn, |known| known.missing);
+    Row {
+        verdict: if fact.ok { Verdict::Pass } else { missing },
+        name: fact.name.clone(),
+        detail: fact.detail.clone(),
+        hint: known
+            .filter(|_| !fact.ok)
+            .map(|known| known.hint.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fact(name: &str, ok: bool) -> Fact {
+        Fact {
+            name: name.to_owned(),
+            ok,
+            detail: "d".to_owned(),
+        }
+    }
+
+    fn own(facts: Vec<Fact>, vmm: Option<&str>) -> Own {
+        Own {
+            config: Ok("none".to_owned()),
+            facts: Ok(HostFacts {
+                facts,
+                vmm: vmm.map(str::to_owned),
+                vmm_reason: "why".to_owned(),
+            }),
+            git: fact("git", true),
+        }
+    }
+
+    #[test]
+    fn a_machine_without_kvm_is_a_warning_and_not_a_failure() {
+        let rows = judge(&own(
+            vec![fact("kvm", false), fact("qemu", true)],
+            Some("qemu-tcg"),
+        ));
+        assert_eq!(status(&rows), 0);
+        let kvm = rows.iter().find(|row| row.name == "kvm").unwrap();
+        assert_eq!(kvm.verdict, Verdict::Warn);
+        assert!(kvm.hint.as_ref().unwrap().contains("group kvm"));
+    }
+
+    #[test]
+    fn without_any_vmm_it_fails_and_names_the_package() {
+        let rows = judge(&own(vec![fact("qemu", false)], None));
+        assert_eq!(status(&rows), 1);
+        let hints: String = rows.iter().filter_map(|row| row.hint.clone()).collect();
+        assert!(hints.contains("qemu-system-x86"));
+    }
+
+    #[test]
+    fn a_daemon_that_cannot_start_is_a_row_with_its_reason() {
+        let mut own = own(Vec::new(), None);
+        own.facts = Err(Failure::failed("start bangerd").because("no space"));
+        let rows = judge(&own);
+        assert_eq!(status(&rows), 1);
+        assert!(rows[1].detail.contains("no space"));
+    }
+
+    #[test]
+    fn an_unknown_fact_is_shown_and_never_a_failure() {
+        let rows = judge(&own(vec![fact("moon", false)], Some("qemu-tcg")));
+        assert_eq!(rows[3].verdict, Verdict::Warn);
+        assert_eq!(status(&rows), 0);
+    }
+}

@@ -1,0 +1,78 @@
+//! `banger doctor`: asks, lets `doctor` judge, prints.
+
+use argh::{ArgsInfo, FromArgs};
+
+use super::context::{Context, unexpected};
+use super::doctor::{Own, Row, Verdict, judge, status};
+use super::render::{self, Paint, Stream, paint, printable};
+use crate::failure::Failure;
+use crate::proto::reply::{Fact, HostFacts, Reply};
+use crate::proto::request::Request;
+use crate::workspace::git;
+
+/// Say what this machine offers and what it lacks, with what to do about it. Exit status 1 when no sandbox can be made.
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "doctor",
+    example = "banger doctor",
+    example = "banger doctor --json"
+)]
+pub struct Doctor {
+    /// print JSON
+    #[argh(switch)]
+    pub json: bool,
+}
+
+impl Doctor {
+    /// Carries it out.
+    pub fn run(self, context: &Context) -> Result<u8, Failure> {
+        let config = context.config().map(|config| match config.path().exists() {
+            true => config.path().display().to_string(),
+            false => format!("defaults ({} does not exist)", config.path().display()),
+        });
+        let rows = judge(&Own {
+            config,
+            facts: facts(context),
+            git: git_fact(),
+        });
+        match self.json {
+            true => render::json(&rows),
+            false => render::out(&rows.iter().map(text).collect::<String>()),
+        }
+        Ok(status(&rows))
+    }
+}
+
+fn facts(context: &Context) -> Result<HostFacts, Failure> {
+    match context.ask(Request::HostFacts {})? {
+        Reply::Facts(facts) => Ok(facts),
+        other => Err(unexpected("host_facts", &other)),
+    }
+}
+
+fn git_fact() -> Fact {
+    let version = git::run(std::path::Path::new("/"), &["--version"]);
+    Fact {
+        name: "git".to_owned(),
+        ok: version.is_ok(),
+        detail: match version {
+            Ok(output) => git::line(&output).unwrap_or_default(),
+            Err(failure) => failure.to_string(),
+        },
+    }
+}
+
+fn text(row: &Row) -> String {
+    let colour = match row.verdict {
+        Verdict::Pass => Paint::Green,
+        Verdict::Warn => Paint::Yellow,
+        Verdict::Fail => Paint::Red,
+    };
+    let verdict = paint(Stream::Out, colour, row.verdict.word());
+    let mut text = format!("{verdict}  {:<20} {}\n", row.name, printable(&row.detail));
+    if let Some(hint) = &row.hint {
+        text.push_str(&format!("{:26} {}\n", "", printable(hint)));
+    }
+    text
+}

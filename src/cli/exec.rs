@@ -1,0 +1,158 @@
+//! `banger vm exec` and `banger vm shell`.
+
+use argh::{ArgsInfo, FromArgs};
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::context::{Context, Dialed};
+use super::session::{self, Ends, OwnFailure};
+use super::signals;
+use super::terminal::{Allocate, RawMode};
+use super::values::{EnvPair, GuestDirectory, environment};
+use crate::failure::Failure;
+use crate::proto::agent::Exec;
+
+/// Run a command in a running sandbox. Its arguments, input, output and exit status are passed through as they are.
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "exec",
+    note = "A terminal is allocated when standard input and output are both one. Without a terminal Ctrl-C is sent to the command; a second one within a second ends this client.",
+    example = "banger vm exec dev -- make test",
+    example = "banger vm exec dev -- sh -c 'exit 42'; echo $?",
+    example = "tar c src | banger vm exec dev -- tar x -C /tmp",
+    example = "banger vm exec dev --env CI=1 --workdir /tmp -- env"
+)]
+pub struct VmExec {
+    /// set a variable, or pass on your own with `--env KEY`; may be repeated
+    #[argh(option, short = 'e', arg_name = "key=value")]
+    pub env: Vec<EnvPair>,
+    /// directory to run in; otherwise that of the sandbox, which is the repository if it has one
+    #[argh(option, short = 'w', arg_name = "directory")]
+    pub workdir: Option<GuestDirectory>,
+    /// allocate a terminal in any case
+    #[argh(switch, short = 't')]
+    pub tty: bool,
+    /// allocate no terminal
+    #[argh(switch, short = 'T')]
+    pub no_tty: bool,
+    /// name or id of the sandbox, or the beginning of its id
+    #[argh(positional)]
+    pub name: String,
+}
+
+/// Open a shell in a running sandbox.
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "shell",
+    example = "banger vm shell dev",
+    example = "banger vm shell dev --workdir /etc"
+)]
+pub struct VmShell {
+    /// set a variable, or pass on your own with `--env KEY`; may be repeated
+    #[argh(option, short = 'e', arg_name = "key=value")]
+    pub env: Vec<EnvPair>,
+    /// directory to start in; otherwise that of the sandbox
+    #[argh(option, short = 'w', arg_name = "directory")]
+    pub workdir: Option<GuestDirectory>,
+    /// allocate a terminal in any case
+    #[argh(switch, short = 't')]
+    pub tty: bool,
+    /// allocate no terminal
+    #[argh(switch, short = 'T')]
+    pub no_tty: bool,
+    /// name or id of the sandbox, or the beginning of its id
+    #[argh(positional)]
+    pub name: String,
+}
+
+/// What `-t` and `-T` mean together.
+///
+/// # Errors
+/// Both are given.
+pub fn allocation(tty: bool, no_tty: bool) -> Result<Allocate, Failure> {
+    match (tty, no_tty) {
+        (false, false) => Ok(Allocate::WhenBothAre),
+        (true, false) => Ok(Allocate::Always),
+        (false, true) => Ok(Allocate::Never),
+        (true, true) => Err(Failure::usage("`--tty` and `--no-tty` exclude each other")
+            .hint("Leave both out: a terminal is allocated where it makes sense.")),
+    }
+}
+
+impl VmExec {
+    /// Carries it out.
+    pub fn run(self, context: &Context, argv: Option<Vec<String>>) -> Result<u8, OwnFailure> {
+        let argv = argv.ok_or_else(|| {
+            Failure::usage("`banger vm exec` needs a command").hint(format!(
+                "`banger vm exec {} -- COMMAND`, or `banger vm shell {}`.",
+                self.name, self.name
+            ))
+        })?;
+        let shell = VmShell {
+            env: self.env,
+            workdir: self.workdir,
+            tty: self.tty,
+            no_tty: self.no_tty,
+            name: self.name,
+        };
+        shell.carry_out(context, argv)
+    }
+}
+
+impl VmShell {
+    /// Carries it out.
+    pub fn run(self, context: &Context) -> Result<u8, OwnFailure> {
+        self.carry_out(context, Vec::new())
+    }
+
+    fn carry_out(self, context: &Context, argv: Vec<String>) -> Result<u8, OwnFailure> {
+        let allocate = allocation(self.tty, self.no_tty)?;
+        let workdir = match self.workdir {
+            Some(GuestDirectory(directory)) => Some(directory),
+            None => context.vm(&self.name)?.workdir,
+        };
+        let exec = Exec {
+            argv,
+            env: guest_environment(&self.env),
+            workdir,
+            terminal: allocate.decide(),
+        };
+        attach(context.dial(&self.name)?, exec)
+    }
+}
+
+/// The variables for the guest: those asked for.
+pub fn guest_environment(pairs: &[EnvPair]) -> Vec<(String, String)> {
+    environment(pairs, |key| std::env::var(key).ok())
+}
+
+/// Runs a command over a dialed connection with our own three descriptors.
+///
+/// # Errors
+/// As `session::run`.
+pub fn attach(dialed: Dialed, mut exec: Exec) -> Result<u8, OwnFailure> {
+    let failed = |error: std::io::Error| Failure::failed("prepare the session").because(error);
+    // Caught before raw mode is entered, so that no signal leaves a raw terminal.
+    let signals = signals::catch().map_err(failed)?;
+    if exec.terminal.is_some()
+        && let Ok(colours) = std::env::var("COLORTERM")
+    {
+        exec.env.insert(0, ("COLORTERM".to_owned(), colours));
+    }
+    let ends = Ends {
+        stream: dialed.stream,
+        input: Some(duplicate(std::io::stdin().as_fd()).map_err(failed)?),
+        output: duplicate(std::io::stdout().as_fd()).map_err(failed)?,
+        error_output: duplicate(std::io::stderr().as_fd()).map_err(failed)?,
+        signals,
+    };
+    let raw = exec.terminal.as_ref().and_then(|_| RawMode::enter());
+    let outcome = session::run(ends, exec);
+    drop(raw);
+    outcome
+}
+
+fn duplicate(descriptor: std::os::fd::BorrowedFd<'_>) -> std::io::Result<OwnedFd> {
+    descriptor.try_clone_to_owned()
+}

@@ -1,0 +1,17 @@
+set -eu
+cd "$1"
+command -v git >/dev/null || exit 127
+unset GIT_DIR GIT_INDEX_FILE GIT_WORK_TREE
+cd "$(git rev-parse --show-toplevel)"
+folder=$(git rev-parse --absolute-git-dir)
+base=$(git rev-parse --verify --quiet "$2^{commit}" ||
+    git hash-object -t tree /dev/null)
+index=$folder/banger-export.$$
+trap 'rm -f "$index" "$index.lock"' EXIT
+if [ -f "$folder/index" ]; then cp "$folder/index" "$index"; fi
+GIT_INDEX_FILE=$index
+export GIT_INDEX_FILE
+git -c core.fsmonitor=false add --all
+git -c core.fsmonitor=false -c diff.noprefix=false -c diff.mnemonicPrefix=false \
+    diff --cached --binary --full-index --no-color --no-ext-diff --no-textconv \
+    --no-renames --src-prefix=a/ --dst-prefix=b/ "$base"

@@ -1,0 +1,127 @@
+//! `banger vm start|stop|restart|kill|delete|reset`: one request for each VM, all at
+//! once, the outcome in the order given.
+
+use argh::{ArgsInfo, FromArgs};
+
+use super::context::Context;
+use super::render;
+use super::resolve::resolve_all;
+use crate::failure::Failure;
+use crate::proto::reply::{Reply, VmView};
+use crate::proto::request::Request;
+
+macro_rules! lifecycle {
+    ($(#[$doc:meta])* $type:ident, $name:tt, $past:tt, [$($example:tt),*], $request:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, FromArgs, ArgsInfo)]
+        #[argh(
+            subcommand,
+            name = $name,
+            note = "Several are handled at the same time; those that are known are handled though others are not.",
+            $(example = $example),*
+        )]
+        pub struct $type {
+            /// print nothing but failures
+            #[argh(switch, short = 'q')]
+            pub quiet: bool,
+            /// name or id of a sandbox, or the beginning of its id
+            #[argh(positional, arg_name = "name")]
+            pub names: Vec<String>,
+        }
+
+        impl $type {
+            /// Carries it out.
+            pub fn run(self, context: &Context) -> Result<u8, Failure> {
+                let done = if self.quiet { None } else { Some($past) };
+                carry_out(context, $name, &self.names, done, $request)
+            }
+        }
+    };
+}
+
+lifecycle! {
+    /// Start sandboxes at rest; done when they are usable.
+    VmStart, "start", "started",
+    ["banger vm start dev", "banger vm start dev other"],
+    |vm| Request::VmStart { vm }
+}
+
+lifecycle! {
+    /// Power sandboxes off. What they have written is kept.
+    VmStop, "stop", "stopped",
+    ["banger vm stop dev", "banger vm list --quiet | xargs banger vm stop"],
+    |vm| Request::VmStop { vm }
+}
+
+lifecycle! {
+    /// Stop sandboxes and start them again.
+    VmRestart, "restart", "restarted",
+    ["banger vm restart dev"],
+    |vm| Request::VmRestart { vm }
+}
+
+lifecycle! {
+    /// End sandboxes without asking them: what they have not written yet is lost.
+    VmKill, "kill", "killed",
+    ["banger vm kill dev"],
+    |vm| Request::VmKill { vm }
+}
+
+lifecycle! {
+    /// Delete sandboxes with all that is in them, running or not.
+    VmDelete, "delete", "deleted",
+    ["banger vm delete dev", "banger vm rm dev other"],
+    |vm| Request::VmDelete { vm, force: true }
+}
+
+lifecycle! {
+    /// Give sandboxes at rest a fresh root file system from their image; /root is kept.
+    VmReset, "reset", "reset",
+    ["banger vm stop dev && banger vm reset dev"],
+    |vm| Request::VmReset { vm }
+}
+
+fn carry_out(
+    context: &Context,
+    command: &str,
+    names: &[String],
+    done: Option<&str>,
+    request: impl Fn(String) -> Request,
+) -> Result<u8, Failure> {
+    if names.is_empty() {
+        return Err(
+            Failure::usage(format!("`banger vm {command}` needs NAME")).hint(format!(
+                "`banger vm list` shows the names, `banger vm {command} --help` more."
+            )),
+        );
+    }
+    let vms = context.vms()?;
+    let targets = resolve_all(names, &vms);
+    let requests = targets.iter().map(|target| {
+        let id = target.as_ref().ok().map(|vm| vm.id.clone());
+        id.map(&request)
+    });
+    let outcomes = context.ask_all(requests.collect());
+    let mut status = 0;
+    for (target, outcome) in targets.into_iter().zip(outcomes) {
+        let outcome = target.and_then(|vm| finished(vm, outcome));
+        match (outcome, done) {
+            (Ok(name), Some(done)) => render::line(&format!("{name} {done}")),
+            (Ok(_), None) => {}
+            (Err(failure), _) => {
+                render::failure(&failure);
+                status = if status == 0 {
+                    failure.kind.exit_status()
+                } else {
+                    status
+                };
+            }
+        }
+    }
+    Ok(status)
+}
+
+fn finished(vm: &VmView, outcome: Option<Result<Reply, Failure>>) -> Result<String, Failure> {
+    outcome.expect("every resolved VM was asked for")?;
+    Ok(vm.name.clone())
+}

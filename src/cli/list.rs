@@ -1,0 +1,79 @@
+//! `banger vm list`.
+
+use argh::{ArgsInfo, FromArgs};
+
+use super::context::Context;
+use super::render::{self, Paint};
+use super::table::Table;
+use super::words::{ago, size};
+use crate::failure::Failure;
+use crate::proto::reply::VmView;
+
+/// List all sandboxes, oldest first.
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "list",
+    example = "banger vm list",
+    example = "banger vm list --quiet | xargs banger vm stop",
+    example = "banger vm list --json"
+)]
+pub struct VmList {
+    /// print JSON
+    #[argh(switch)]
+    pub json: bool,
+    /// print names only
+    #[argh(switch, short = 'q')]
+    pub quiet: bool,
+}
+
+impl VmList {
+    /// Carries it out.
+    pub fn run(self, context: &Context) -> Result<u8, Failure> {
+        let vms = context.vms()?;
+        if self.json {
+            render::json(&vms);
+        } else if self.quiet {
+            let names: String = vms.iter().map(|vm| format!("{}\n", vm.name)).collect();
+            render::out(&names);
+        } else if vms.is_empty() {
+            render::say("no sandboxes yet: `banger vm run` makes one");
+        } else {
+            table(&vms, context.now()).print();
+        }
+        Ok(0)
+    }
+}
+
+/// VMs as a table; `now` is seconds since the epoch.
+pub fn table(vms: &[VmView], now: u64) -> Table {
+    let mut table = Table::new(&[
+        "ID", "NAME", "STATE", "IMAGE", "IP", "VCPU", "MEM", "DISK", "CREATED",
+    ]);
+    for vm in vms {
+        let plain = |text: String| (Paint::Plain, text);
+        let address = vm.address.clone().unwrap_or_else(|| "-".to_owned());
+        table.painted(vec![
+            (Paint::Dim, vm.id.clone()),
+            (Paint::Bold, vm.name.clone()),
+            (phase_paint(&vm.phase), vm.phase.clone()),
+            plain(vm.image.clone()),
+            plain(address),
+            plain(vm.vcpu.to_string()),
+            plain(size(vm.memory)),
+            plain(size(vm.allocated)),
+            plain(ago(now.saturating_sub(vm.created_at))),
+        ]);
+    }
+    table
+}
+
+/// The colour of a phase.
+pub fn phase_paint(phase: &str) -> Paint {
+    match phase {
+        "running" => Paint::Green,
+        "stuck" => Paint::Red,
+        "stopped" => Paint::Dim,
+        _ => Paint::Yellow,
+    }
+}

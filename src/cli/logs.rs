@@ -1,0 +1,139 @@
+//! `banger vm logs`: copies a log that the daemon has opened for us, and with
+//! `--follow` waits for more of it by inotify.
+
+use std::fs::File;
+use std::io::Read;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use argh::{ArgsInfo, FromArgs};
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+
+use super::client;
+use super::context::{Context, unexpected};
+use super::render;
+use super::start::connect_or_start;
+use crate::failure::Failure;
+use crate::proto::reply::Reply;
+use crate::proto::request::{LogKind, Request};
+
+/// Show what a sandbox's VMM logged, or what its guest wrote to the console.
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "logs",
+    example = "banger vm logs dev --console",
+    example = "banger vm logs dev --follow"
+)]
+pub struct VmLogs {
+    /// go on until the sandbox stops
+    #[argh(switch, short = 'f')]
+    pub follow: bool,
+    /// the guest's serial console instead of the VMM's log
+    #[argh(switch)]
+    pub console: bool,
+    /// name or id of the sandbox, or the beginning of its id
+    #[argh(positional)]
+    pub name: String,
+}
+
+impl VmLogs {
+    /// Carries it out.
+    pub fn run(self, context: &Context) -> Result<u8, Failure> {
+        let log = match self.console {
+            true => LogKind::Console,
+            false => LogKind::Vmm,
+        };
+        let request = Request::VmOpenLog {
+            vm: self.name.clone(),
+            log,
+        };
+        let answer = client::ask(connect_or_start(&context.layout()?)?, request, |_| {})?;
+        let (path, live, descriptor) = match (answer.reply, answer.descriptor) {
+            (Reply::Log { path, live }, Some(descriptor)) => (path, live, descriptor),
+            (other, _) => return Err(unexpected("vm_open_log", &other)),
+        };
+        let failed =
+            |error: std::io::Error| Failure::failed(format!("read log {path}")).because(error);
+        // Watched before it is first read, so that nothing falls in between.
+        let watch = match self.follow && live {
+            true => Some(watch(&descriptor).map_err(failed)?),
+            false => None,
+        };
+        let mut file = File::from(descriptor);
+        copy(&mut file).map_err(failed)?;
+        if let Some(watch) = watch {
+            let runs = || context.vm(&self.name).is_ok_and(|vm| is_live(&vm.phase));
+            follow(&mut file, &watch, runs).map_err(failed)?;
+        }
+        Ok(0)
+    }
+}
+
+fn is_live(phase: &str) -> bool {
+    matches!(phase, "running" | "starting" | "stopping")
+}
+
+fn watch(descriptor: &OwnedFd) -> std::io::Result<OwnedFd> {
+    let watch = inotify::init(CreateFlags::CLOEXEC)?;
+    let path = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
+    let flags = WatchFlags::MODIFY | WatchFlags::CLOSE_WRITE | WatchFlags::ATTRIB;
+    inotify::add_watch(&watch, path, flags)?;
+    Ok(watch)
+}
+
+fn copy(file: &mut File) -> std::io::Result<()> {
+    let mut part = vec![0_u8; 64 * 1024];
+    loop {
+        match file.read(&mut part)? {
+            0 => return Ok(()),
+            count => render::out_bytes(&part[..count]),
+        }
+    }
+}
+
+/// Copies what is added until a writer closes the log and the VM has stopped, or the
+/// log is deleted.
+fn follow(file: &mut File, watch: &OwnedFd, runs: impl Fn() -> bool) -> std::io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); 4096];
+    let mut events = Reader::new(watch, &mut space);
+    loop {
+        let flags = events.next()?.events();
+        copy(file)?;
+        let closed = flags.contains(ReadFlags::CLOSE_WRITE) && !runs();
+        let gone = flags.contains(ReadFlags::ATTRIB)
+            && rustix::fs::fstat(&*file).is_ok_and(|stat| stat.st_nlink == 0);
+        if closed || gone {
+            return copy(file);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn following_ends_when_the_writer_closes_and_the_vm_is_at_rest() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let mut writer = File::create(&path).unwrap();
+        let mut file = File::open(&path).unwrap();
+        let watch = watch(&file.try_clone().unwrap().into()).unwrap();
+        writer.write_all(b"").unwrap();
+        drop(writer);
+        follow(&mut file, &watch, || false).unwrap();
+    }
+
+    #[test]
+    fn following_ends_when_the_log_is_deleted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let _writer = File::create(&path).unwrap();
+        let mut file = File::open(&path).unwrap();
+        let watch = watch(&file.try_clone().unwrap().into()).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        follow(&mut file, &watch, || true).unwrap();
+    }
+}

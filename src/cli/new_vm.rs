@@ -1,0 +1,190 @@
+//! What the options of `vm run` and `vm create` mean together: a [`NewVm`] with every
+//! value explicit. Pure but for the configuration and the machine, which are given.
+
+use super::values::{DiskSize, EnvPair, GuestDirectory, MemorySize, Vcpu, environment};
+use crate::config::Config;
+use crate::config::sizes::{Machine, Sizes};
+use crate::failure::Failure;
+use crate::model::ids::{ImageName, KernelName, VmName};
+use crate::model::net::{NetRequest, PortForward};
+use crate::model::vm::{InitMode, VmmRequest};
+use crate::proto::request::{GitIdentity, NewVm};
+
+/// The options that both commands have.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// `--name`
+    pub name: Option<VmName>,
+    /// `--image`
+    pub image: Option<ImageName>,
+    /// `--kernel`
+    pub kernel: Option<KernelName>,
+    /// `--vcpu`
+    pub vcpu: Option<Vcpu>,
+    /// `--memory`
+    pub memory: Option<MemorySize>,
+    /// `--disk-size`
+    pub disk_size: Option<DiskSize>,
+    /// `--root-size`
+    pub root_size: Option<DiskSize>,
+    /// `--net`
+    pub net: Option<NetRequest>,
+    /// `--nat`
+    pub nat: bool,
+    /// `--publish`
+    pub publish: Vec<PortForward>,
+    /// `--env`
+    pub env: Vec<EnvPair>,
+    /// `--workdir`
+    pub workdir: Option<GuestDirectory>,
+    /// `--init`
+    pub init: Option<InitMode>,
+    /// `--vmm`
+    pub vmm: Option<VmmRequest>,
+}
+
+impl Wanted {
+    /// The VM to ask for. `repository` is where the guest will have one;
+    /// `variable` reads this process's environment.
+    ///
+    /// # Errors
+    /// Options that contradict each other.
+    pub fn resolve(
+        self,
+        config: &Config,
+        machine: Machine,
+        repository: Option<&str>,
+        identity: Option<GitIdentity>,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<NewVm, Failure> {
+        let net = self.network(config)?;
+        self.check_ports(net)?;
+        let sizes = Sizes::resolve(config, machine);
+        let workdir = self.workdir.map(|GuestDirectory(directory)| directory);
+        Ok(NewVm {
+            name: self.name,
+            image: self.image.unwrap_or_else(|| config.default_image()),
+            kernel: self.kernel.unwrap_or_else(|| config.default_kernel()),
+            vcpu: self.vcpu.map_or(sizes.vcpu, |Vcpu(count)| count),
+            memory: self.memory.map_or(sizes.memory, |MemorySize(size)| size),
+            work_disk: self.disk_size.map_or(sizes.disk, |DiskSize(size)| size),
+            root_disk: self.root_size.map_or(sizes.root, |DiskSize(size)| size),
+            net,
+            publish: self.publish,
+            init: self.init.unwrap_or(InitMode::Auto),
+            vmm: self.vmm.unwrap_or(VmmRequest::Auto),
+            env: environment(&self.env, variable),
+            workdir: workdir.or_else(|| repository.map(str::to_owned)),
+            git_identity: identity,
+        })
+    }
+
+    fn network(&self, config: &Config) -> Result<NetRequest, Failure> {
+        match (self.net, self.nat) {
+            (None | Some(NetRequest::Nat), true) => Ok(NetRequest::Nat),
+            (Some(other), true) => Err(Failure::usage(format!(
+                "`--nat` and `--net {other}` exclude each other"
+            ))
+            .hint("`--nat` is short for `--net nat`.")),
+            (Some(net), false) => Ok(net),
+            (None, false) if config.nat() => Ok(NetRequest::Nat),
+            (None, false) => Ok(NetRequest::Auto),
+        }
+    }
+
+    fn check_ports(&self, net: NetRequest) -> Result<(), Failure> {
+        if net == NetRequest::None && !self.publish.is_empty() {
+            return Err(
+                Failure::usage("`--publish` needs a network, and `--net none` gives none")
+                    .hint("Leave out one of them."),
+            );
+        }
+        let mut seen = Vec::new();
+        for port in &self.publish {
+            if seen.contains(&port.host) {
+                let what = format!("port {} of the host is published twice", port.host);
+                return Err(
+                    Failure::usage(what).hint("Give each `--publish` a host port of its own.")
+                );
+            }
+            seen.push(port.host);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::units::Bytes;
+    use std::path::Path;
+
+    const MACHINE: Machine = Machine {
+        cpus: 8,
+        memory: Bytes::gib(16),
+    };
+
+    fn resolve(wanted: Wanted, config: &str) -> Result<NewVm, Failure> {
+        let config = Config::parse(config, Path::new("/c")).unwrap();
+        wanted.resolve(&config, MACHINE, Some("/root/repo"), None, |_| None)
+    }
+
+    #[test]
+    fn nothing_said_gives_the_defaults_of_machine_and_program() {
+        let vm = resolve(Wanted::default(), "").unwrap();
+        assert_eq!(vm.image.as_str(), "debian-bookworm");
+        assert_eq!((vm.vcpu, vm.memory), (2, Bytes::gib(2)));
+        assert_eq!(vm.net, NetRequest::Auto);
+        assert_eq!(vm.workdir.as_deref(), Some("/root/repo"));
+    }
+
+    #[test]
+    fn options_win_over_the_configuration() {
+        let wanted = Wanted {
+            vcpu: Some(Vcpu(1)),
+            net: Some(NetRequest::None),
+            workdir: Some(GuestDirectory("/tmp".to_owned())),
+            ..Wanted::default()
+        };
+        let vm = resolve(
+            wanted,
+            "[vm_defaults]\nvcpu = 3\nnat = true\nmemory = \"1G\"\n",
+        )
+        .unwrap();
+        assert_eq!((vm.vcpu, vm.memory), (1, Bytes::gib(1)));
+        assert_eq!(vm.net, NetRequest::None);
+        assert_eq!(vm.workdir.as_deref(), Some("/tmp"));
+    }
+
+    #[test]
+    fn nat_comes_from_the_option_or_the_configuration() {
+        let nat = Wanted {
+            nat: true,
+            ..Wanted::default()
+        };
+        assert_eq!(resolve(nat, "").unwrap().net, NetRequest::Nat);
+        let config = "vm_defaults.nat = true";
+        assert_eq!(
+            resolve(Wanted::default(), config).unwrap().net,
+            NetRequest::Nat
+        );
+    }
+
+    #[test]
+    fn contradictions_are_usage_errors() {
+        let both = Wanted {
+            nat: true,
+            net: Some(NetRequest::User),
+            ..Wanted::default()
+        };
+        assert_eq!(resolve(both, "").unwrap_err().kind.exit_status(), 2);
+        let ports = |net, publish: &[&str]| Wanted {
+            net,
+            publish: publish.iter().map(|port| port.parse().unwrap()).collect(),
+            ..Wanted::default()
+        };
+        assert!(resolve(ports(Some(NetRequest::None), &["80"]), "").is_err());
+        assert!(resolve(ports(None, &["80:1", "80:2"]), "").is_err());
+        assert!(resolve(ports(None, &["80:1", "81:1"]), "").is_ok());
+    }
+}

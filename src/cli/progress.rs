@@ -1,0 +1,139 @@
+//! Live stages on standard error: one line that is rewritten on a terminal, a plain
+//! line for each stage otherwise.
+
+use std::time::{Duration, Instant};
+
+use super::render::{self, Paint, Stream, paint, printable};
+use super::words::size;
+use crate::proto::reply::Progress;
+
+/// At most this often is the line rewritten within one stage.
+const REDRAW: Duration = Duration::from_millis(60);
+
+/// Shows the stages of one long request.
+#[derive(Debug)]
+pub struct Stages {
+    live: Option<usize>,
+    stage: String,
+    drawn: Option<Instant>,
+}
+
+impl Stages {
+    /// For the standard error of this process.
+    pub fn new() -> Stages {
+        let live = render::is_terminal(Stream::Err);
+        Stages {
+            live: live.then(|| render::columns(Stream::Err).unwrap_or(80)),
+            stage: String::new(),
+            drawn: None,
+        }
+    }
+
+    /// Shows how far it is.
+    pub fn show(&mut self, progress: &Progress) {
+        let fresh = progress.stage != self.stage;
+        if fresh {
+            progress.stage.clone_into(&mut self.stage);
+        }
+        match self.live {
+            Some(columns) if fresh || self.drawn.is_none_or(|at| at.elapsed() >= REDRAW) => {
+                self.drawn = Some(Instant::now());
+                let line = cut(&text(progress), columns.saturating_sub(1));
+                let line = paint(Stream::Err, Paint::Dim, &line);
+                render::say_raw(&format!("\r\x1b[2K{line}"));
+            }
+            None if fresh => render::say(&text(progress)),
+            Some(_) | None => {}
+        }
+    }
+
+    /// Shows a stage of our own.
+    pub fn stage(&mut self, stage: &str) {
+        self.show(&Progress {
+            stage: stage.to_owned(),
+            detail: String::new(),
+            current: None,
+            total: None,
+        });
+    }
+
+    /// Takes the live line away, so that something else can be written.
+    pub fn clear(&mut self) {
+        if self.live.is_some() && self.drawn.take().is_some() {
+            render::say_raw("\r\x1b[2K");
+        }
+        self.stage.clear();
+    }
+}
+
+impl Default for Stages {
+    fn default() -> Stages {
+        Stages::new()
+    }
+}
+
+impl Drop for Stages {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+fn text(progress: &Progress) -> String {
+    let mut text = progress.stage.clone();
+    if let Some(share) = share(progress.current, progress.total) {
+        text.push_str(&format!(" {share}"));
+    }
+    if !progress.detail.is_empty() {
+        text.push_str(&format!(": {}", progress.detail));
+    }
+    printable(&text).replace(['\n', '\t'], " ")
+}
+
+fn share(current: Option<u64>, total: Option<u64>) -> Option<String> {
+    match (current, total) {
+        (Some(current), Some(total)) if total > 0 => {
+            let percent = u128::from(current) * 100 / u128::from(total);
+            Some(format!("{}%", percent.min(100)))
+        }
+        (Some(current), _) => Some(size(current)),
+        _ => None,
+    }
+}
+
+fn cut(text: &str, columns: usize) -> String {
+    match text.chars().count() > columns {
+        true => {
+            let kept: String = text.chars().take(columns.saturating_sub(1)).collect();
+            format!("{kept}…")
+        }
+        false => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn progress(current: Option<u64>, total: Option<u64>, detail: &str) -> Progress {
+        Progress {
+            stage: "pull".to_owned(),
+            detail: detail.to_owned(),
+            current,
+            total,
+        }
+    }
+
+    #[test]
+    fn stages_show_share_and_detail_on_one_line() {
+        assert_eq!(text(&progress(Some(1), Some(4), "x\ny")), "pull 25%: x y");
+        assert_eq!(text(&progress(Some(2048), None, "")), "pull 2K");
+        assert_eq!(text(&progress(Some(9), Some(0), "")), "pull 9B");
+        assert_eq!(text(&progress(None, None, "")), "pull");
+    }
+
+    #[test]
+    fn a_long_line_is_cut_to_the_terminal() {
+        assert_eq!(cut("abcdef", 4), "abc…");
+        assert_eq!(cut("abcd", 4), "abcd");
+    }
+}

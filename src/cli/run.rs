@@ -1,0 +1,357 @@
+//! `banger vm run` and `banger vm create`.
+//!
+//! ```text
+//!  check all that is local ─> vm_run, connection kept ─> dial ─> unpack ─> dial ─> session
+//!        | nothing made yet          | its end deletes the VM, with --rm             |
+//!        └ refused                   └─> explicit delete, seen to its end <──────────┘
+//! ```
+
+use argh::{ArgsInfo, FromArgs};
+
+use super::client::Answer;
+use super::context::{Context, unexpected};
+use super::exec::{allocation, attach, guest_environment};
+use super::new_vm::Wanted;
+use super::progress::Stages;
+use super::render;
+use super::send_workspace::{self, REPOSITORY};
+use super::session::OwnFailure;
+use super::values::{DiskSize, EnvPair, GuestDirectory, MemorySize, Vcpu};
+use super::words::{count, size};
+use crate::failure::{Failure, FailureKind};
+use crate::model::ids::{ImageName, KernelName, VmName};
+use crate::model::net::{NetRequest, PortForward};
+use crate::model::vm::{InitMode, VmmRequest};
+use crate::proto::agent::Exec;
+use crate::proto::reply::{Reply, VmView};
+use crate::proto::request::{GitIdentity, NewVm, Request};
+use crate::workspace::inspect::{self, Untracked, Workspace};
+
+macro_rules! vm_command {
+    ($(#[$attribute:meta])* $type:ident { $($own:tt)* }) => {
+        #[derive(Debug, FromArgs, ArgsInfo)]
+        $(#[$attribute])*
+        pub struct $type {
+            /// name of the sandbox; otherwise one is made up
+            #[argh(option)]
+            pub name: Option<VmName>,
+            /// image to start from
+            #[argh(option)]
+            pub image: Option<ImageName>,
+            /// kernel to boot
+            #[argh(option)]
+            pub kernel: Option<KernelName>,
+            /// virtual processors
+            #[argh(option, arg_name = "count")]
+            pub vcpu: Option<Vcpu>,
+            /// memory, such as 2G
+            #[argh(option, arg_name = "size")]
+            pub memory: Option<MemorySize>,
+            /// size of the work disk (/root)
+            #[argh(option, arg_name = "size")]
+            pub disk_size: Option<DiskSize>,
+            /// how much the root file system can take
+            #[argh(option, arg_name = "size")]
+            pub root_size: Option<DiskSize>,
+            /// network: auto, nat, user or none
+            #[argh(option, arg_name = "mode")]
+            pub net: Option<NetRequest>,
+            /// reach the outside through the host; short for `--net nat`
+            #[argh(switch)]
+            pub nat: bool,
+            /// lead a port of 127.0.0.1 to one of the guest; may be repeated
+            #[argh(option, short = 'p', arg_name = "host:guest")]
+            pub publish: Vec<PortForward>,
+            /// set a variable for every command, or pass on your own with `--env KEY`; may be repeated
+            #[argh(option, short = 'e', arg_name = "key=value")]
+            pub env: Vec<EnvPair>,
+            /// directory of the guest in which commands run
+            #[argh(option, short = 'w', arg_name = "directory")]
+            pub workdir: Option<GuestDirectory>,
+            /// first process of the guest: auto, systemd or agent
+            #[argh(option, arg_name = "mode")]
+            pub init: Option<InitMode>,
+            /// what runs the guest: auto, firecracker or qemu
+            #[argh(option)]
+            pub vmm: Option<VmmRequest>,
+            $($own)*
+        }
+
+        impl $type {
+            fn wanted(&self) -> Wanted {
+                Wanted {
+                    name: self.name.clone(),
+                    image: self.image.clone(),
+                    kernel: self.kernel.clone(),
+                    vcpu: self.vcpu,
+                    memory: self.memory,
+                    disk_size: self.disk_size,
+                    root_size: self.root_size,
+                    net: self.net,
+                    nat: self.nat,
+                    publish: self.publish.clone(),
+                    env: self.env.clone(),
+                    workdir: self.workdir.clone(),
+                    init: self.init,
+                    vmm: self.vmm,
+                }
+            }
+        }
+    };
+}
+
+vm_command! {
+    /// Make a sandbox and run in it: a shell, or the command after `--`. With PATH, that git repository is at /root/repo: its tracked files with their uncommitted changes, its branch and recent history.
+    #[argh(
+        subcommand,
+        name = "run",
+        note = "The sandbox goes on running afterwards, unless --rm is given. `banger config show` tells the default sizes. The exit status is that of the command.",
+        example = "banger vm run",
+        example = "banger vm run --name dev --nat .",
+        example = "banger vm run --rm . -- make test",
+        example = "banger vm run --rm --image debian-minimal -- uname -a",
+        example = "banger vm run -d --name web -p 8080:80",
+        example = "banger vm run --dry-run .          # which files would go along"
+    )]
+    VmRun {
+        /// delete the sandbox at the end, however it ends
+        #[argh(switch)]
+        pub rm: bool,
+        /// leave it running in the background and print its name
+        #[argh(switch, short = 'd')]
+        pub detach: bool,
+        /// allocate a terminal in any case
+        #[argh(switch, short = 't')]
+        pub tty: bool,
+        /// allocate no terminal
+        #[argh(switch, short = 'T')]
+        pub no_tty: bool,
+        /// take untracked files along, but never ignored ones
+        #[argh(switch)]
+        pub include_untracked: bool,
+        /// list the files that would go along, make nothing
+        #[argh(switch)]
+        pub dry_run: bool,
+        /// git repository to take along
+        #[argh(positional)]
+        pub path: Option<String>,
+    }
+}
+
+vm_command! {
+    /// Make a sandbox without running anything in it, and print its name.
+    #[argh(
+        subcommand,
+        name = "create",
+        example = "banger vm create --name dev",
+        example = "banger vm create --name dev --no-start --vcpu 4 --memory 8G"
+    )]
+    VmCreate {
+        /// do not start it
+        #[argh(switch)]
+        pub no_start: bool,
+        /// print JSON
+        #[argh(switch)]
+        pub json: bool,
+    }
+}
+
+impl VmCreate {
+    /// Carries it out.
+    pub fn run(self, context: &Context) -> Result<u8, Failure> {
+        let config = context.config()?;
+        let own = |key: &str| std::env::var(key).ok();
+        let identity = identity(None);
+        let vm = self
+            .wanted()
+            .resolve(&config, context.machine(), None, identity, own)?;
+        let request = Request::VmRun {
+            vm: Box::new(vm),
+            start: !self.no_start,
+            delete_on_disconnect: false,
+        };
+        match context.ask_with_progress(request)? {
+            Reply::Vm(vm) if self.json => render::json(&vm),
+            Reply::Vm(vm) => render::line(&vm.name),
+            other => return Err(unexpected("vm_run", &other)),
+        }
+        Ok(0)
+    }
+}
+
+impl VmRun {
+    /// Carries it out.
+    pub fn run(self, context: &Context, argv: Option<Vec<String>>) -> Result<u8, OwnFailure> {
+        self.check(argv.as_deref())?;
+        let workspace = match &self.path {
+            Some(path) => Some(self.inspect(path)?),
+            None => None,
+        };
+        if let Some(workspace) = workspace.as_ref().filter(|_| self.dry_run) {
+            dry_run(workspace);
+            return Ok(0);
+        }
+        let vm = self.new_vm(context, workspace.as_ref())?;
+        let mut stages = Stages::new();
+        let (answer, vm) = self.make(context, vm, &mut stages)?;
+        let outcome = self.use_it(context, &vm, workspace.as_ref(), argv, &mut stages);
+        if self.rm {
+            remove(context, &vm, answer);
+        }
+        outcome
+    }
+
+    fn check(&self, argv: Option<&[String]>) -> Result<(), Failure> {
+        let excluded = |what: &str, hint: &str| Err(Failure::usage(what).hint(hint));
+        if self.detach && self.rm {
+            return excluded(
+                "`--detach` and `--rm` exclude each other",
+                "Delete it yourself when it is no longer needed: `banger vm delete NAME`.",
+            );
+        }
+        if self.detach && argv.is_some() {
+            return excluded(
+                "`--detach` takes no command",
+                "Run it afterwards: `banger vm exec NAME -- COMMAND`.",
+            );
+        }
+        if self.path.is_none() && (self.include_untracked || self.dry_run) {
+            return excluded(
+                "`--include-untracked` and `--dry-run` need PATH",
+                "Name a git repository: `banger vm run --dry-run .`.",
+            );
+        }
+        allocation(self.tty, self.no_tty).map(drop)
+    }
+
+    fn inspect(&self, path: &str) -> Result<Workspace, Failure> {
+        let untracked = match self.include_untracked {
+            true => Untracked::Include,
+            false => Untracked::Leave,
+        };
+        inspect::inspect(path.as_ref(), untracked)
+    }
+
+    fn new_vm(&self, context: &Context, workspace: Option<&Workspace>) -> Result<NewVm, Failure> {
+        let config = context.config()?;
+        let own = |key: &str| std::env::var(key).ok();
+        let repository = workspace.map(|_| REPOSITORY);
+        let identity = identity(workspace);
+        self.wanted()
+            .resolve(&config, context.machine(), repository, identity, own)
+    }
+
+    fn make(
+        &self,
+        context: &Context,
+        vm: NewVm,
+        stages: &mut Stages,
+    ) -> Result<(Answer, VmView), Failure> {
+        let request = Request::VmRun {
+            vm: Box::new(vm),
+            start: true,
+            delete_on_disconnect: self.rm,
+        };
+        let answer = context.ask_keeping(request, stages)?;
+        match &answer.reply {
+            Reply::Vm(vm) => {
+                let vm = VmView::clone(vm);
+                say_made(&vm);
+                Ok((answer, vm))
+            }
+            other => Err(unexpected("vm_run", other)),
+        }
+    }
+
+    fn use_it(
+        &self,
+        context: &Context,
+        vm: &VmView,
+        workspace: Option<&Workspace>,
+        argv: Option<Vec<String>>,
+        stages: &mut Stages,
+    ) -> Result<u8, OwnFailure> {
+        if let Some(workspace) = workspace {
+            send_workspace::send(context, &vm.id, workspace, stages)?;
+            say_left_out(workspace);
+        }
+        if self.detach {
+            render::line(&vm.name);
+            render::say(&format!("`banger vm shell {}` goes in", vm.name));
+            return Ok(0);
+        }
+        let interactive = argv.is_none();
+        let exec = Exec {
+            argv: argv.unwrap_or_default(),
+            env: guest_environment(&self.env),
+            workdir: vm.workdir.clone(),
+            terminal: allocation(self.tty, self.no_tty)?.decide(),
+        };
+        let status = attach(context.dial(&vm.id)?, exec)?;
+        if interactive && !self.rm {
+            say_how_to_come_back(&vm.name);
+        }
+        Ok(status)
+    }
+}
+
+/// Whose name and address commits in the guest carry.
+fn identity(workspace: Option<&Workspace>) -> Option<GitIdentity> {
+    let (name, email) = inspect::identity(workspace.map(|workspace| workspace.root.as_path()))?;
+    Some(GitIdentity { name, email })
+}
+
+/// What was decided for the user is said; everything is in `vm show`.
+fn say_made(vm: &VmView) {
+    let mut text = format!(
+        "{}: {}, {}, {} memory, network {}",
+        vm.name,
+        vm.image,
+        count(u64::from(vm.vcpu), "cpu"),
+        size(vm.memory),
+        vm.net,
+    );
+    if let Some(reason) = &vm.net_reason {
+        text.push_str(&format!(" ({reason})"));
+    }
+    render::say(&render::printable(&text));
+    for warning in &vm.warnings {
+        render::say(&format!("guest: {}", render::printable(warning)));
+    }
+}
+
+fn say_left_out(workspace: &Workspace) {
+    for line in workspace.left_out() {
+        render::say(&line);
+    }
+}
+
+fn say_how_to_come_back(name: &str) {
+    render::say(&format!(
+        "{name} still runs: `banger vm shell {name}` goes back in, `banger vm stop {name}` stops it, `banger vm delete {name}` deletes it"
+    ));
+}
+
+fn dry_run(workspace: &Workspace) {
+    for file in &workspace.files {
+        let mut line = std::os::unix::ffi::OsStrExt::as_bytes(file.as_os_str()).to_vec();
+        line.push(b'\n');
+        render::out_bytes(&line);
+    }
+    say_left_out(workspace);
+}
+
+/// Deletes the VM and waits for it. Closing the kept connection would do as well, but
+/// then the next command could still see the VM.
+fn remove(context: &Context, vm: &VmView, answer: Answer) {
+    let request = Request::VmDelete {
+        vm: vm.id.clone(),
+        force: true,
+    };
+    match context.ask_running(request) {
+        Ok(_) => {}
+        Err(failure) if failure.kind == FailureKind::NotFound => {}
+        Err(failure) => render::failure(&failure),
+    }
+    drop(answer);
+}

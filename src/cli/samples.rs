@@ -1,0 +1,35 @@
+//! Views for the tests of this room.
+
+use crate::proto::reply::VmView;
+
+/// A stopped VM.
+pub fn vm(id: &str, name: &str) -> VmView {
+    VmView {
+        id: id.to_owned(),
+        name: name.to_owned(),
+        phase: "stopped".to_owned(),
+        reason: None,
+        image: "debian-minimal".to_owned(),
+        image_content: "0123456789abcdef".to_owned(),
+        kernel: "debian-6.1-cloud".to_owned(),
+        vcpu: 1,
+        memory: 512 << 20,
+        work_disk: 8 << 30,
+        root_disk: 8 << 30,
+        allocated: 0,
+        net: "none".to_owned(),
+        net_reason: None,
+        address: None,
+        publish: Vec::new(),
+        init: "auto".to_owned(),
+        vmm: None,
+        vmm_reason: None,
+        pid: None,
+        workdir: None,
+        created_at: 0,
+        started_at: None,
+        boot_phases: Vec::new(),
+        warnings: Vec::new(),
+        delete_on_disconnect: false,
+    }
+}

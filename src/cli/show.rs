@@ -1,0 +1,107 @@
+//! `banger vm show`.
+
+use argh::{ArgsInfo, FromArgs};
+
+use super::context::Context;
+use super::list::phase_paint;
+use super::render::{self, Paint, Stream, paint, printable};
+use super::words::{ago, size, span};
+use crate::failure::Failure;
+use crate::proto::reply::VmView;
+
+/// Show everything about a sandbox.
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "show",
+    example = "banger vm show dev",
+    example = "banger vm show dev --json | jq -r .address"
+)]
+pub struct VmShow {
+    /// print JSON
+    #[argh(switch)]
+    pub json: bool,
+    /// name or id of the sandbox, or the beginning of its id
+    #[argh(positional)]
+    pub name: String,
+}
+
+impl VmShow {
+    /// Carries it out.
+    pub fn run(self, context: &Context) -> Result<u8, Failure> {
+        let vm = context.vm(&self.name)?;
+        if self.json {
+            render::json(&vm);
+        } else {
+            render::out(&text(&vm, context.now()));
+        }
+        Ok(0)
+    }
+}
+
+fn text(vm: &VmView, now: u64) -> String {
+    let mut text = String::new();
+    for (name, value) in rows(vm, now) {
+        let label = paint(Stream::Out, Paint::Dim, &format!("{name:<12}"));
+        let value = printable(&value);
+        let value = match name {
+            "state" => paint(Stream::Out, phase_paint(&vm.phase), &value),
+            _ => value,
+        };
+        text.push_str(&format!("{label} {value}\n"));
+    }
+    text
+}
+
+fn because(value: &str, reason: Option<&String>) -> String {
+    match reason {
+        Some(reason) => format!("{value} ({reason})"),
+        None => value.to_owned(),
+    }
+}
+
+fn rows(vm: &VmView, now: u64) -> Vec<(&'static str, String)> {
+    let mut rows = vec![
+        ("name", vm.name.clone()),
+        ("id", vm.id.clone()),
+        ("state", because(&vm.phase, vm.reason.as_ref())),
+        ("image", format!("{} ({})", vm.image, vm.image_content)),
+        ("kernel", vm.kernel.clone()),
+        ("vcpu", vm.vcpu.to_string()),
+        ("memory", size(vm.memory)),
+        ("root disk", size(vm.root_disk)),
+        ("work disk", size(vm.work_disk)),
+        ("on the host", size(vm.allocated)),
+        ("network", because(&vm.net, vm.net_reason.as_ref())),
+    ];
+    let mut optional = |name, value: Option<String>| {
+        rows.extend(value.map(|value| (name, value)));
+    };
+    optional("address", vm.address.clone());
+    optional(
+        "ports",
+        (!vm.publish.is_empty()).then(|| vm.publish.join(", ")),
+    );
+    let vmm = vm
+        .vmm
+        .as_ref()
+        .map(|vmm| because(vmm, vm.vmm_reason.as_ref()));
+    optional("vmm", vmm);
+    optional("pid", vm.pid.map(|pid| pid.to_string()));
+    optional("init", Some(vm.init.clone()));
+    optional("workdir", vm.workdir.clone());
+    optional("created", Some(ago(now.saturating_sub(vm.created_at))));
+    if vm.phase == "running" {
+        optional("up", vm.started_at.map(|at| span(now.saturating_sub(at))));
+    }
+    let phase = |(name, end): &(String, u64)| format!("{name} {end} ms");
+    let phases: Vec<String> = vm.boot_phases.iter().map(phase).collect();
+    optional("boot", (!phases.is_empty()).then(|| phases.join(", ")));
+    for warning in &vm.warnings {
+        rows.push(("warning", warning.clone()));
+    }
+    if vm.delete_on_disconnect {
+        rows.push(("note", "deleted when its `vm run --rm` ends".to_owned()));
+    }
+    rows
+}

@@ -1,0 +1,207 @@
+//! Starts a daemon where none listens.
+//!
+//! ```text
+//!  lock start.lock -> listens now? -> spawn bangerd, detached -> its line on the pipe
+//!        |                 | yes                                  "ready"  or a failure
+//!        +-- another command starts it: wait for the lock, then connect
+//! ```
+//!
+//! The daemon says on an inherited pipe (`BANGER_READY_FD`) that it listens: one line,
+//! `ready`, or a failure as the wire writes it. Nothing is polled. The pipe ends when
+//! the daemon dies, which is an answer too.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use rustix::fs::FlockOperation;
+use rustix::io::FdFlags;
+use rustix::pipe::PipeFlags;
+
+use super::{client, render};
+use crate::failure::{Failure, FailureKind};
+use crate::host::layout::Layout;
+use crate::proto::reply::WireFailure;
+use crate::sys::detach::in_new_session;
+
+/// The variable that names the descriptor of the readiness pipe to the daemon.
+pub const READY_FD: &str = "BANGER_READY_FD";
+/// The line by which the daemon says that it listens.
+pub const READY_LINE: &str = "ready";
+
+/// Connects to the daemon, which is started if none listens.
+///
+/// # Errors
+/// It cannot be started; the causes are its own.
+pub fn connect_or_start(layout: &Layout) -> Result<UnixStream, Failure> {
+    let socket = layout.daemon_socket();
+    if let Some(stream) = client::connect(&socket)? {
+        return Ok(stream);
+    }
+    prepare_directories(layout)?;
+    let _lock = start_lock(layout)?;
+    // Whoever held the lock before us has started one.
+    if let Some(stream) = client::connect(&socket)? {
+        return Ok(stream);
+    }
+    let log = layout.daemon_log();
+    start(layout, &log)?;
+    render::say(&format!("started bangerd (log: {})", log.display()));
+    client::connect(&socket)?.ok_or_else(|| {
+        Failure::new(
+            FailureKind::Unreachable,
+            "connect to the bangerd just started",
+        )
+        .hint(format!("Its log is {}.", log.display()))
+    })
+}
+
+fn unreachable(what: String, error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(FailureKind::Unreachable, what).because(error)
+}
+
+fn prepare_directories(layout: &Layout) -> Result<(), Failure> {
+    for folder in [&layout.state, &layout.runtime] {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        made.map_err(|error| unreachable(format!("make directory {}", folder.display()), &error))?;
+    }
+    check_owner(&layout.runtime)
+}
+
+/// The runtime directory may lie in /tmp, where others could have made it first.
+fn check_owner(folder: &Path) -> Result<(), Failure> {
+    let what = || format!("use runtime directory {}", folder.display());
+    let found = std::fs::symlink_metadata(folder).map_err(|error| unreachable(what(), &error))?;
+    let own = rustix::process::geteuid().as_raw();
+    let problem = if !found.is_dir() {
+        "it is a link or a file"
+    } else if found.uid() != own {
+        "it belongs to another user"
+    } else if found.mode() & 0o022 != 0 {
+        "others may write to it"
+    } else {
+        return Ok(());
+    };
+    Err(Failure::new(FailureKind::Denied, what())
+        .because(problem)
+        .hint("Set BANGER_RUNTIME_DIR to a directory of your own."))
+}
+
+fn start_lock(layout: &Layout) -> Result<OwnedFd, Failure> {
+    let path = layout.start_lock();
+    let what = || format!("lock {}", path.display());
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|error| unreachable(what(), &error))?;
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::LockExclusive) {
+            Ok(()) => return Ok(file.into()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(unreachable(what(), &error)),
+        }
+    }
+}
+
+fn start(layout: &Layout, log: &Path) -> Result<(), Failure> {
+    let what = "start bangerd";
+    let failed = |error: io::Error| unreachable(what.to_owned(), &error);
+    let mut log_file = OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(log)
+        .map_err(failed)?;
+    let log_start = log_file.seek(SeekFrom::End(0)).map_err(failed)?;
+    let (reader, writer) =
+        rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
+    spawn(&log_file, &writer).map_err(failed)?;
+    drop(writer);
+    let mut line = String::new();
+    let read = BufReader::new(File::from(reader))
+        .take(1 << 20)
+        .read_line(&mut line);
+    read.map_err(failed)?;
+    match line.trim_end() {
+        READY_LINE => Ok(()),
+        "" => Err(died(&mut log_file, log_start, log)),
+        text => Err(match serde_json::from_str::<WireFailure>(text) {
+            Ok(wire) => wire.into(),
+            Err(_) => unreachable(what.to_owned(), &text),
+        }),
+    }
+    .map_err(|failure: Failure| match failure.hint {
+        Some(_) => failure,
+        None => failure.hint(format!(
+            "The log is {}; state is in {}.",
+            log.display(),
+            layout.state.display()
+        )),
+    })
+}
+
+fn spawn(log: &File, ready: &OwnedFd) -> io::Result<()> {
+    // Named by its path where it still has one, so that `ps` shows it.
+    let program = std::env::current_exe()
+        .ok()
+        .filter(|path| path.is_file())
+        .unwrap_or_else(|| "/proc/self/exe".into());
+    let mut command = Command::new(program);
+    command
+        .arg0("bangerd")
+        .env(READY_FD, ready.as_raw_fd().to_string())
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log.try_clone()?);
+    // The child is to inherit exactly this one.
+    rustix::io::fcntl_setfd(ready, FdFlags::empty())?;
+    let spawned = in_new_session(&mut command).spawn();
+    rustix::io::fcntl_setfd(ready, FdFlags::CLOEXEC)?;
+    spawned.map(drop)
+}
+
+/// The daemon ended without a word on the pipe: what it wrote to its log since then.
+fn died(log: &mut File, from: u64, path: &Path) -> Failure {
+    let mut failure = Failure::new(FailureKind::Unreachable, "start bangerd: it ended at once");
+    let mut text = Vec::new();
+    let read = log
+        .seek(SeekFrom::Start(from))
+        .and_then(|_| log.take(64 * 1024).read_to_end(&mut text));
+    if read.is_ok() {
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
+        for line in lines.iter().rev().take(3).rev() {
+            failure = failure.because(line);
+        }
+    }
+    failure.hint(format!("See {}.", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runtime_directory_that_others_may_write_to_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(check_owner(folder.path()), Ok(()));
+        let open = PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(folder.path(), open).unwrap();
+        let failure = check_owner(folder.path()).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Denied);
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink("/tmp", &link).unwrap();
+        assert!(check_owner(&link).unwrap_err().to_string().contains("link"));
+    }
+}

@@ -1,0 +1,454 @@
+//! Makes the tar stream that a guest unpacks: a shallow `.git` of its own, and the
+//! working tree's files as they are now.
+//!
+//! The `.git` is staged by `git fetch --depth` over `file://`, which runs nothing of
+//! the repository and takes only what is reachable. Its index matches HEAD, so that
+//! `git status` in the guest shows the uncommitted changes as such.
+
+use std::fs::{DirBuilder, File};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use tar::{EntryType, Header};
+
+use super::inspect::Workspace;
+use super::{BASE_REF, DEPTH, git};
+use crate::failure::Failure;
+
+/// A staged `.git`, removed when dropped; one whose process was killed is removed by
+/// the next that stages, since nobody holds its lock.
+#[derive(Debug)]
+pub struct Staged {
+    folder: PathBuf,
+    _lock: OwnedFd,
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        // Left over, it is swept by the next one.
+        drop(std::fs::remove_dir_all(&self.folder));
+    }
+}
+
+/// Makes the `.git` for a workspace below `cache`.
+///
+/// # Errors
+/// git failed, or the disk is full.
+pub fn stage(workspace: &Workspace, cache: &Path) -> Result<Staged, Failure> {
+    let staging = cache.join("staging");
+    let failed = |error: io::Error| {
+        Failure::failed(format!("make a directory in {}", staging.display())).because(error)
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&staging)
+        .map_err(failed)?;
+    sweep(&staging);
+    let staged = make_folder(&staging).map_err(failed)?;
+    init(workspace, &staged.folder)?;
+    if workspace.head.is_some() {
+        fetch(workspace, &staged.folder)?;
+    }
+    Ok(staged)
+}
+
+fn make_folder(staging: &Path) -> io::Result<Staged> {
+    let mut number = 0_u32;
+    loop {
+        let folder = staging.join(format!("{}-{number}", std::process::id()));
+        match DirBuilder::new().mode(0o700).create(&folder) {
+            Ok(()) => {
+                let lock: OwnedFd = File::open(&folder)?.into();
+                rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+                return Ok(Staged {
+                    folder,
+                    _lock: lock,
+                });
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Removes what killed processes have left.
+fn sweep(staging: &Path) {
+    let Ok(entries) = std::fs::read_dir(staging) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let free = File::open(entry.path()).is_ok_and(|folder| {
+            rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive).is_ok()
+        });
+        // A process between mkdir and flock has an empty folder: rmdir alone would take
+        // it away too, so only what has content is swept.
+        if free && std::fs::read_dir(entry.path()).is_ok_and(|mut inside| inside.next().is_some()) {
+            drop(std::fs::remove_dir_all(entry.path()));
+        }
+    }
+}
+
+/// An empty repository of the same kind, on the same branch, with the real origin.
+fn init(workspace: &Workspace, folder: &Path) -> Result<(), Failure> {
+    let format = git::run(&workspace.root, &["rev-parse", "--show-object-format"])?;
+    let format = git::line(&format).unwrap_or_else(|| "sha1".to_owned());
+    let format = format!("--object-format={format}");
+    git::run(folder, &["init", "--quiet", "--template=", &format])?;
+    if let Some(branch) = &workspace.branch {
+        let head = format!("refs/heads/{branch}");
+        git::run(folder, &["symbolic-ref", "HEAD", &head])?;
+    }
+    if let Some(origin) = &workspace.origin {
+        git::run(folder, &["remote", "add", "origin", origin])?;
+    }
+    Ok(())
+}
+
+/// The commit that HEAD means, with some history, as the branch or detached. Not
+/// `git clone`: that guesses a branch for a detached HEAD.
+fn fetch(workspace: &Workspace, folder: &Path) -> Result<(), Failure> {
+    let depth = format!("--depth={DEPTH}");
+    let url = file_url(&workspace.root);
+    let refspec = format!("+HEAD:{BASE_REF}");
+    git::run(
+        folder,
+        &[
+            "fetch",
+            "--quiet",
+            "--no-tags",
+            "--no-write-fetch-head",
+            &depth,
+            &url,
+            &refspec,
+        ],
+    )?;
+    match workspace.branch {
+        Some(_) => git::run(folder, &["update-ref", "HEAD", BASE_REF])?,
+        None => git::run(folder, &["update-ref", "--no-deref", "HEAD", BASE_REF])?,
+    };
+    // The index matches HEAD: what differs in the files is an uncommitted change.
+    git::run(folder, &["read-tree", "HEAD"])?;
+    Ok(())
+}
+
+/// `file://` with everything escaped that git would read as part of a URL.
+fn file_url(path: &Path) -> String {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/-._~".contains(byte);
+    let escape = |byte: &u8| match plain(byte) {
+        true => char::from(*byte).to_string(),
+        false => format!("%{byte:02X}"),
+    };
+    let path: String = path.as_os_str().as_bytes().iter().map(escape).collect();
+    format!("file://{path}")
+}
+
+/// Writes the archive: `.git` first, then the files.
+///
+/// # Errors
+/// A file cannot be read, or `out` takes no more.
+pub fn write(workspace: &Workspace, staged: &Staged, out: impl Write) -> Result<(), Failure> {
+    let mut archive = tar::Builder::new(io::BufWriter::with_capacity(64 * 1024, out));
+    add_folder(&mut archive, &staged.folder, Path::new(".git"))?;
+    for file in &workspace.files {
+        add(&mut archive, &workspace.root, file)?;
+    }
+    let failed = |error| Failure::failed("pack the workspace").because(error);
+    let mut out = archive.into_inner().map_err(failed)?;
+    out.flush().map_err(failed)
+}
+
+fn add_folder<W: Write>(
+    archive: &mut tar::Builder<W>,
+    root: &Path,
+    folder: &Path,
+) -> Result<(), Failure> {
+    let failed = |error: io::Error| {
+        Failure::failed(format!("pack {}", root.join(folder).display())).because(error)
+    };
+    let mut header = header(EntryType::Directory, 0o755, 0);
+    archive
+        .append_data(&mut header, folder, io::empty())
+        .map_err(failed)?;
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(root.join(folder)).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let kind = entry.file_type().map_err(failed)?;
+        names.push((entry.file_name(), kind.is_dir()));
+    }
+    names.sort();
+    for (name, is_folder) in names {
+        match is_folder {
+            true => add_folder(archive, root, &folder.join(name))?,
+            false => add(archive, root, &folder.join(name))?,
+        }
+    }
+    Ok(())
+}
+
+fn header(kind: EntryType, mode: u32, modified: i64) -> Header {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(u64::try_from(modified).unwrap_or(0));
+    header.set_size(0);
+    header
+}
+
+/// Adds a file or a link. One that has gone since the list was made is left out, as
+/// if it had been deleted before.
+fn add<W: Write>(archive: &mut tar::Builder<W>, root: &Path, path: &Path) -> Result<(), Failure> {
+    let full = root.join(path);
+    let failed =
+        |error: io::Error| Failure::failed(format!("pack {}", full.display())).because(error);
+    let found = match std::fs::symlink_metadata(&full) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    if found.is_symlink() {
+        let target = std::fs::read_link(&full).map_err(failed)?;
+        let mut header = header(EntryType::Symlink, 0o777, found.mtime());
+        return archive
+            .append_link(&mut header, path, target)
+            .map_err(failed);
+    }
+    // NOFOLLOW and NONBLOCK: what is no regular file any more is not waited for.
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits() as i32)
+        .open(&full)
+        .map_err(failed)?;
+    let found = file.metadata().map_err(failed)?;
+    if !found.is_file() {
+        return Ok(());
+    }
+    let mut header = header(EntryType::Regular, found.mode() & 0o777, found.mtime());
+    header.set_size(found.len());
+    let content = Exactly {
+        file,
+        left: found.len(),
+    };
+    archive
+        .append_data(&mut header, path, content)
+        .map_err(failed)
+}
+
+/// A file as long as its header says, whatever happens to it meanwhile: cut when it
+/// grows, filled with zeros when it shrinks. Anything else would break the archive.
+struct Exactly {
+    file: File,
+    left: u64,
+}
+
+impl Read for Exactly {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX);
+        let buffer_length = buffer.len().min(most);
+        let buffer = &mut buffer[..buffer_length];
+        let mut count = self.file.read(buffer)?;
+        if count == 0 {
+            buffer.fill(0);
+            count = buffer.len();
+        }
+        self.left -= count as u64;
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workspace::inspect::{Untracked, inspect};
+    use crate::workspace::samples::Repository;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// Packs a repository and unpacks it elsewhere with the system's tar.
+    fn round_trip(repository: &Repository, untracked: Untracked) -> tempfile::TempDir {
+        let workspace = inspect(repository.path(), untracked).unwrap();
+        let cache = tempfile::tempdir().unwrap();
+        let staged = stage(&workspace, cache.path()).unwrap();
+        let mut bytes = Vec::new();
+        write(&workspace, &staged, &mut bytes).unwrap();
+        drop(staged);
+        let left = std::fs::read_dir(cache.path().join("staging")).unwrap();
+        assert_eq!(left.count(), 0);
+        let target = tempfile::tempdir().unwrap();
+        let mut tar = std::process::Command::new("tar")
+            .args(["-x", "--no-same-owner", "-C"])
+            .arg(target.path())
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        tar.stdin.take().unwrap().write_all(&bytes).unwrap();
+        assert!(tar.wait().unwrap().success());
+        target
+    }
+
+    fn git(folder: &Path, arguments: &[&str]) -> String {
+        String::from_utf8(git::run(folder, arguments).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn uncommitted_changes_arrive_as_such() {
+        let repository = Repository::new();
+        for file in ["same", "changed", "deleted"] {
+            repository.write(file, "one\n");
+        }
+        repository.commit("one");
+        repository.write("changed", "two\n");
+        repository.write("untracked", "x");
+        std::fs::remove_file(repository.path().join("deleted")).unwrap();
+        let target = round_trip(&repository, Untracked::Leave);
+        let status = git(target.path(), &["status", "--porcelain", "--branch"]);
+        assert_eq!(status, "## main\n M changed\n D deleted\n");
+        let target = round_trip(&repository, Untracked::Include);
+        assert!(git(target.path(), &["status", "--porcelain"]).contains("?? untracked"));
+    }
+
+    #[test]
+    fn history_is_ten_commits_and_the_start_is_remembered() {
+        let repository = Repository::new();
+        for number in 0..13 {
+            repository.write("file", &number.to_string());
+            repository.commit(&number.to_string());
+        }
+        let target = round_trip(&repository, Untracked::Leave);
+        assert_eq!(git(target.path(), &["rev-list", "--count", "HEAD"]), "10\n");
+        let base = git(target.path(), &["rev-parse", BASE_REF]);
+        assert_eq!(base, git(repository.path(), &["rev-parse", "HEAD"]));
+        assert!(git(target.path(), &["fsck"]).is_empty());
+        assert!(git(target.path(), &["remote"]).is_empty());
+    }
+
+    #[test]
+    fn origin_is_the_real_one() {
+        let repository = Repository::new();
+        repository.write("file", "x");
+        repository.commit("one");
+        let url = "https://example.org/x.git";
+        git(repository.path(), &["remote", "add", "origin", url]);
+        let target = round_trip(&repository, Untracked::Leave);
+        assert_eq!(
+            git(target.path(), &["remote", "get-url", "origin"]).trim(),
+            url
+        );
+    }
+
+    #[test]
+    fn modes_links_and_long_or_odd_names_survive() {
+        use std::os::unix::ffi::OsStringExt;
+        let repository = Repository::new();
+        repository.write("run.sh", "#!/bin/sh\n");
+        let script = repository.path().join("run.sh");
+        std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+        std::os::unix::fs::symlink("run.sh", repository.path().join("link")).unwrap();
+        let long = format!("{}/{}", "d".repeat(120), "f".repeat(120));
+        repository.write(&long, "x");
+        let odd = std::ffi::OsString::from_vec(b"odd\n\xff".to_vec());
+        std::fs::write(repository.path().join(&odd), "x").unwrap();
+        repository.commit("one");
+        let target = round_trip(&repository, Untracked::Leave);
+        assert_eq!(git(target.path(), &["status", "--porcelain"]), "");
+        let mode = std::fs::metadata(target.path().join("run.sh"))
+            .unwrap()
+            .mode();
+        assert_eq!(mode & 0o777, 0o755);
+        assert!(target.path().join("link").is_symlink());
+        assert!(target.path().join(odd).is_file());
+        assert!(target.path().join(long).is_file());
+    }
+
+    #[test]
+    fn an_empty_repository_keeps_its_branch() {
+        let repository = Repository::new();
+        repository.write("file", "x");
+        let target = round_trip(&repository, Untracked::Include);
+        let status = git(target.path(), &["status", "--porcelain", "--branch"]);
+        assert_eq!(status, "## No commits yet on main\n?? file\n");
+    }
+
+    #[test]
+    fn a_detached_head_stays_detached() {
+        let repository = Repository::new();
+        repository.write("file", "x");
+        repository.commit("one");
+        git(repository.path(), &["checkout", "--quiet", "--detach"]);
+        let target = round_trip(&repository, Untracked::Leave);
+        assert_eq!(
+            git(target.path(), &["status", "--porcelain", "--branch"]),
+            "## HEAD (no branch)\n"
+        );
+    }
+
+    #[test]
+    fn hooks_of_the_repository_are_neither_run_nor_copied() {
+        let repository = Repository::new();
+        repository.write("file", "x");
+        repository.commit("one");
+        let hooks = repository.path().join(".git/hooks");
+        std::fs::create_dir_all(&hooks).unwrap();
+        let ran = repository.path().join("ran");
+        for hook in [
+            "post-checkout",
+            "post-index-change",
+            "reference-transaction",
+        ] {
+            let script = format!("#!/bin/sh\ntouch {}\n", ran.display());
+            std::fs::write(hooks.join(hook), script).unwrap();
+            std::fs::set_permissions(hooks.join(hook), PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        let target = round_trip(&repository, Untracked::Leave);
+        assert!(!ran.exists());
+        assert!(!target.path().join(".git/hooks").exists());
+    }
+
+    #[test]
+    fn a_repository_at_an_odd_path_can_be_fetched_from() {
+        assert_eq!(
+            file_url(Path::new("/a b/%41?#")),
+            "file:///a%20b/%2541%3F%23"
+        );
+        let repository = Repository::below("with %41 and ?");
+        repository.write("file", "x");
+        repository.commit("one");
+        let target = round_trip(&repository, Untracked::Leave);
+        assert_eq!(git(target.path(), &["status", "--porcelain"]), "");
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_swept() {
+        let repository = Repository::new();
+        let workspace = inspect(repository.path(), Untracked::Leave).unwrap();
+        let cache = tempfile::tempdir().unwrap();
+        let left = cache.path().join("staging/1-0/.git");
+        std::fs::create_dir_all(&left).unwrap();
+        let staged = stage(&workspace, cache.path()).unwrap();
+        assert!(!left.exists());
+        // One that is in use stays.
+        drop(stage(&workspace, cache.path()).unwrap());
+        assert!(staged.folder.join(".git").is_dir());
+    }
+
+    #[test]
+    fn a_file_that_changes_its_length_does_not_break_the_archive() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, "abc").unwrap();
+        let read = |left| {
+            let mut bytes = Vec::new();
+            let file = File::open(&path).unwrap();
+            Exactly { file, left }.read_to_end(&mut bytes).unwrap();
+            bytes
+        };
+        assert_eq!(read(2), b"ab");
+        assert_eq!(read(5), b"abc\0\0");
+    }
+}
