@@ -1,6 +1,7 @@
 //! The only unsafe code: kernel interfaces that rustix does not cover. Safe functions
 //! out, owned or borrowed descriptors in; imports nothing of ours.
 
+#[allow(unsafe_code)]
 pub mod detach;
 #[allow(unsafe_code)]
 pub mod entropy;
