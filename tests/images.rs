@@ -4,17 +4,19 @@
 //! `BANGER_CACHE_DIR` when it is set, so that a second run downloads nothing. Without
 //! apt or a mirror these tests cannot run: they say so by name and are skipped.
 
-#![allow(clippy::print_stderr)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use banger::failure::Failure;
+use banger::failure::{Failure, FailureKind};
 use banger::host::layout::Layout;
-use banger::image::job::{Cancel, Job};
+use banger::image::job::{Cancel, Job, Stage};
 use banger::image::kernel::{delete_kernel, pull_kernel, verify_kernel};
 use banger::image::manifest::Depth;
+use banger::image::rootfs::{delete_image, pull_image, verify_image};
 
 /// A job over a temporary state directory.
 struct World {
@@ -40,10 +42,14 @@ impl World {
     }
 
     fn job(&self) -> Job<'_> {
+        self.job_telling(&|_| ())
+    }
+
+    fn job_telling<'a>(&'a self, progress: &'a dyn Fn(Stage)) -> Job<'a> {
         Job {
             layout: &self.layout,
             cancel: &self.cancel,
-            progress: &|_| (),
+            progress,
         }
     }
 }
@@ -125,4 +131,79 @@ fn debugfs(image: &Path, request: &str) -> String {
         .output()
         .unwrap();
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn two_pulls_at_once_build_once_and_another_machine_gets_the_same_bytes() -> Result<(), Failure> {
+    let name = "two_pulls_at_once_build_once_and_another_machine_gets_the_same_bytes";
+    if !archive_is_reachable(name) {
+        return Ok(());
+    }
+    let minimal = "debian-minimal".parse().unwrap();
+    let world = World::new();
+    let builds = AtomicU32::new(0);
+    let count = |stage: Stage| {
+        if stage.detail == "creating tarball" {
+            builds.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let pull = || pull_image(&world.job_telling(&count), &minimal);
+    let (first, second) = std::thread::scope(|scope| {
+        let both = [scope.spawn(pull), scope.spawn(pull)];
+        let [first, second] = both.map(|thread| thread.join().unwrap());
+        (first, second)
+    });
+    let image = first?;
+    assert_eq!(image, second?);
+    assert_eq!(builds.load(Ordering::Relaxed), 1);
+    assert_eq!(entries(&world.layout.images()), [image.content.as_str()]);
+
+    let rootfs = world.layout.image_rootfs(&image.content);
+    assert_eq!(fs::metadata(&rootfs).unwrap().len(), image.size.0);
+    assert_fsck_clean(&rootfs);
+    verify_image(&world.job(), &image.content, Depth::Full)?;
+    let absent = [
+        "/etc/hostname",
+        "/etc/resolv.conf",
+        "/var/cache/apt/archives",
+    ];
+    for path in absent {
+        let found = debugfs(&rootfs, &format!("ls -p {path}"));
+        assert!(
+            !found.contains(".deb") && !found.contains("100644"),
+            "{path}: {found}"
+        );
+    }
+    assert!(debugfs(&rootfs, "stat /usr/bin/passwd").contains("04755"));
+
+    let other = World::new();
+    let again = pull_image(&other.job(), &minimal)?;
+    assert_eq!(
+        again.content, image.content,
+        "the build is not reproducible"
+    );
+
+    delete_image(&world.job(), &image.content)?;
+    assert!(entries(&world.layout.images()).is_empty());
+    Ok(())
+}
+
+#[test]
+fn a_cancelled_build_leaves_nothing() {
+    if !archive_is_reachable("a_cancelled_build_leaves_nothing") {
+        return;
+    }
+    let world = World::new();
+    let cancel_midway = |stage: Stage| {
+        if stage.detail == "extracting archives" {
+            world.cancel.set();
+        }
+    };
+    let job = world.job_telling(&cancel_midway);
+    let failure = pull_image(&job, &"debian-minimal".parse().unwrap()).unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Cancelled, "{failure}");
+    assert!(entries(&world.layout.images()).is_empty());
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let state = world.layout.state.display().to_string();
+    assert!(!mounts.contains(&state), "{mounts}");
 }

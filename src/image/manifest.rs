@@ -70,6 +70,7 @@ impl Manifest {
     /// A file cannot be read; cancelled.
     pub fn of(job: &Job, folder: &Path, name: &str, source: String) -> Result<Manifest, Failure> {
         let mut files = Vec::new();
+        job.stage("compute the digest", "");
         digest_tree(job, folder, "", &mut files)?;
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Ok(Manifest {
@@ -217,7 +218,6 @@ fn digest_tree(
             digest_tree(job, folder, &relative, files)?;
             continue;
         }
-        job.stage("check", relative.as_str());
         let file = File::open(&path).map_err(at("open", &path))?;
         files.push(FileFacts {
             sha256: digest(job, &file, &path)?,

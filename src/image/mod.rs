@@ -6,7 +6,7 @@
 //!
 //! Reading order: `catalog` (what can be pulled), `job` (progress and cancel),
 //! `program` (running the host's tools), `sources` and `apt` (Debian's archive, as this
-//! host reaches it), `kernel` with `vmlinux` and `modules`, `recipe` and `pull` for
+//! host reaches it), `kernel` with `vmlinux` and `modules`, `rootfs` with `recipe` for
 //! images, `ext4` with `tarball` and `tree` (what goes into a file system), `store`
 //! (content-addressed folders, written aside).
 
@@ -19,7 +19,11 @@ pub mod kernel;
 pub mod manifest;
 pub mod modules;
 pub mod program;
+pub mod recipe;
+pub mod rootfs;
 pub mod sources;
 pub mod store;
+pub mod subids;
+pub mod tarball;
 pub mod tree;
 pub mod vmlinux;

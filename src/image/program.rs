@@ -1,8 +1,9 @@
 //! Runs a program of the host: found by name, watched, and gone when we are.
 //!
-//! Each runs in a process group of its own. On cancel the group gets SIGTERM, and
-//! SIGKILL when it does not go; whatever is left of the group when the program itself
-//! has ended is killed too. It never decides what a program's output means.
+//! Each runs in a process group of its own, which is killed on cancel, and when the
+//! program itself has ended. Nothing gets time to clean up behind itself: all of it works
+//! in folders and namespaces of ours that go as a whole. It never decides what a
+//! program's output means.
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -43,11 +44,6 @@ const SILENCE: Timespec = Timespec {
     tv_sec: 900,
     tv_nsec: 0,
 };
-/// How long a cancelled program may clean up behind itself.
-const GRACE: Timespec = Timespec {
-    tv_sec: 15,
-    tv_nsec: 0,
-};
 /// Lines of a program's errors that go into a failure.
 const LINES_KEPT: usize = 12;
 
@@ -82,7 +78,7 @@ pub fn command(name: &str, package: &str) -> Result<Command, Failure> {
     let program = find(name, package)?;
     let mut command = Command::new(find("setpriv", "util-linux")?);
     // The parent-death signal is the only thing that ends a child of a killed daemon.
-    command.args(["--pdeathsig", "TERM", "--"]).arg(program);
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
     command.env_clear().env("LC_ALL", "C.UTF-8");
     command.env("PATH", search_path());
     for name in PASSED_ON {
@@ -126,7 +122,7 @@ pub fn run(
     })?;
     let mut heard = Heard::default();
     let followed = follow(job, &child_streams(&mut child), &child, &mut heard, line);
-    let status = end(&mut child, followed.is_err());
+    let status = end(&mut child);
     followed.map_err(|end| end.failure(what))?;
     let status = status.map_err(|error| Failure::failed(what).because(error))?;
     match status.success() {
@@ -259,18 +255,10 @@ fn take<S: AsFd>(stream: Option<&S>, mut consume: impl FnMut(&[u8])) -> Option<&
     }
 }
 
-/// Waits for the program, making it go if it was cut, and kills what it left behind.
-fn end(child: &mut Child, cut: bool) -> std::io::Result<ExitStatus> {
-    let group = Pid::from_child(child);
-    if cut {
-        // Both may find the group gone already.
-        let _gone = kill_process_group(group, Signal::TERM);
-        if let Ok(ended) = pidfd_open(group, PidfdFlags::empty()) {
-            let _late = poll(&mut [PollFd::new(&ended, PollFlags::IN)], Some(&GRACE));
-        }
-    }
+/// Kills what is left of the program and its children, and waits for it.
+fn end(child: &mut Child) -> std::io::Result<ExitStatus> {
     // Before it is waited for, its id, which is the group's, cannot be anyone else's.
-    let _gone = kill_process_group(group, Signal::KILL);
+    let _gone = kill_process_group(Pid::from_child(child), Signal::KILL);
     child.wait()
 }
 
@@ -338,7 +326,7 @@ mod tests {
             assert_eq!(failure.unwrap_err().kind, FailureKind::Cancelled);
             let sleeper = sleeper.unwrap();
             let mut polled = [PollFd::new(&sleeper, PollFlags::IN)];
-            assert_eq!(poll(&mut polled, Some(&GRACE)), Ok(1));
+            assert_eq!(poll(&mut polled, Some(&SILENCE)), Ok(1));
         });
     }
 

@@ -48,7 +48,7 @@ pub fn of_this_host(suite: &str) -> Result<String, Failure> {
             "Add a `deb` line for {suite} {COMPONENT} with your mirror to /etc/apt/sources.list.d/{suite}.list."
         )));
     }
-    Ok(write(&chosen, |uri| resolve(uri)))
+    Ok(write(&chosen, resolve))
 }
 
 /// A file that cannot be read or is of another kind holds no source of ours.

@@ -12,7 +12,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Read;
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -25,7 +25,7 @@ use crate::failure::{Failure, FailureKind};
 use crate::model::ids::ContentId;
 
 /// Begins the name of a folder that is being made or removed.
-const ASIDE: &str = ".making-";
+pub const ASIDE: &str = ".making-";
 /// The lock of such a folder's owner.
 const OWNER: &str = ".owner";
 
@@ -157,13 +157,28 @@ impl Aside {
     /// # Errors
     /// It cannot be made.
     pub fn make(parent: &Path) -> Result<Aside, Failure> {
+        Aside::named(parent, ASIDE)
+    }
+
+    /// Makes an empty folder that everybody may enter and write to, as in /tmp; it is
+    /// never kept.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn shared(parent: &Path, prefix: &str) -> Result<Aside, Failure> {
+        let aside = Aside::named(parent, prefix)?;
+        let mode = fs::Permissions::from_mode(0o1777);
+        fs::set_permissions(&aside.path, mode).map_err(at("open", &aside.path))?;
+        Ok(aside)
+    }
+
+    fn named(parent: &Path, prefix: &str) -> Result<Aside, Failure> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = parent.join(format!("{ASIDE}{}-{number}", std::process::id()));
+        let path = parent.join(format!("{prefix}{}-{number}", std::process::id()));
         // Another process may have had our number in another boot or PID namespace.
         discard(&path)?;
         fs::DirBuilder::new()
-            .recursive(true)
             .mode(0o700)
             .create(&path)
             .map_err(at("create", &path))?;
@@ -226,13 +241,13 @@ impl Drop for Aside {
 ///
 /// # Errors
 /// A leftover cannot be removed.
-pub fn sweep(parent: &Path) -> Result<(), Failure> {
+pub fn sweep(parent: &Path, prefix: &str) -> Result<(), Failure> {
     let Ok(entries) = fs::read_dir(parent) else {
         return Ok(());
     };
     for entry in entries.flatten() {
         let path = entry.path();
-        if entry.file_name().to_string_lossy().starts_with(ASIDE) && !is_owned(&path) {
+        if entry.file_name().to_string_lossy().starts_with(prefix) && !is_owned(&path) {
             discard(&path)?;
         }
     }
@@ -390,7 +405,7 @@ mod tests {
         fs::create_dir_all(root.path().join(".making-2-0")).unwrap();
         fs::write(root.path().join(".making-2-0").join(OWNER), "").unwrap();
         fs::create_dir(root.path().join("00ff")).unwrap();
-        sweep(root.path()).unwrap();
+        sweep(root.path(), ASIDE).unwrap();
         let alive = alive.path().file_name().unwrap().to_str().unwrap();
         assert_eq!(names(root.path()), [alive, "00ff"]);
     }
