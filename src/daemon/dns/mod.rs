@@ -1,0 +1,293 @@
+//! The guests' resolver: UDP and TCP port 53 of the gateway's address.
+//!
+//! ```text
+//!  question --> zone: <name>.vm, the subnet's addresses --> answer
+//!                 \--> upstream: the host's nameservers --> their answer, or SERVFAIL
+//! ```
+//!
+//! Bound to the gateway's address only, and it hears only what comes from its subnet,
+//! which includes this machine. It may be started before the bridge exists and after a
+//! crash of the daemon alike: it has no state but the daemon's table of names. Work in
+//! flight is bounded in all and for each guest, so that no guest keeps the others out.
+//!
+//! Read next: [`zone`] (what we know ourselves), [`upstream`] (whom we ask).
+
+pub mod upstream;
+pub mod zone;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::net::sockopt::{set_ip_freebind, set_socket_reuseaddr};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
+use smol::io::{AsyncReadExt, AsyncWriteExt};
+use smol::net::{TcpListener, TcpStream, UdpSocket};
+use smol::{Async, LocalExecutor, Timer, future};
+
+use crate::failure::{Failure, FailureKind};
+use crate::model::net::Subnet;
+
+use upstream::{Transport, Upstream};
+use zone::{Names, Verdict};
+
+/// Questions and connections in flight, of all guests together and of each.
+const TOTAL_LIMIT: usize = 128;
+const GUEST_LIMIT: usize = 16;
+
+/// A connection that asks nothing for so long is closed (RFC 7766 wants seconds).
+const IDLE_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long no connection is accepted after the system could not give us one.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+const BACKLOG: i32 = 64;
+
+/// Largest question of a UDP datagram that is read; real ones have under 600 bytes.
+const DATAGRAM_LIMIT: usize = 4096;
+
+/// Where a resolver answers and whom it asks.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// Whose gateway address it answers on, and whose questions it hears.
+    pub subnet: Subnet,
+    /// The port; 0 lets the system choose (for tests).
+    pub port: u16,
+    /// The host's list of nameservers, resolv.conf(5).
+    pub resolv_conf: PathBuf,
+    /// The port of those nameservers.
+    pub upstream_port: u16,
+}
+
+impl Place {
+    /// The resolver of this network on this machine.
+    pub fn of(subnet: Subnet) -> Place {
+        Place {
+            subnet,
+            port: 53,
+            resolv_conf: PathBuf::from("/etc/resolv.conf"),
+            upstream_port: 53,
+        }
+    }
+}
+
+/// A resolver whose sockets are bound.
+#[derive(Debug)]
+pub struct Dns {
+    udp: UdpSocket,
+    tcp: TcpListener,
+    subnet: Subnet,
+    upstream: Upstream,
+    load: Load,
+}
+
+impl Dns {
+    /// Binds both sockets.
+    ///
+    /// # Errors
+    /// Not permitted (ports below 1024 need CAP_NET_BIND_SERVICE), or taken by another
+    /// resolver that listens on all addresses.
+    pub fn bind(place: &Place) -> Result<Dns, Failure> {
+        let address = SocketAddrV4::new(place.subnet.gateway(), place.port);
+        let failed = |error| bind_failure(address, &error);
+        Ok(Dns {
+            udp: udp_socket(address).map_err(failed)?,
+            tcp: tcp_socket(address).map_err(failed)?,
+            subnet: place.subnet,
+            upstream: Upstream::new(
+                place.resolv_conf.clone(),
+                place.upstream_port,
+                place.subnet.gateway(),
+            ),
+            load: Load::default(),
+        })
+    }
+
+    /// Answers until a socket fails; dropping the future closes everything.
+    pub async fn serve(self, names: Names) -> Failure {
+        let pool = LocalExecutor::new();
+        let udp = self.serve_udp(&names, &pool);
+        let tcp = self.serve_tcp(&names, &pool);
+        pool.run(future::or(udp, tcp)).await
+    }
+
+    /// The addresses of the UDP and the TCP socket.
+    pub fn addresses(&self) -> io::Result<(SocketAddr, SocketAddr)> {
+        Ok((self.udp.local_addr()?, self.tcp.local_addr()?))
+    }
+
+    async fn serve_udp<'a>(&'a self, names: &'a Names, pool: &LocalExecutor<'a>) -> Failure {
+        let mut buffer = vec![0; DATAGRAM_LIMIT];
+        loop {
+            let (length, from) = match self.udp.recv_from(&mut buffer).await {
+                Ok(received) => received,
+                Err(error) => return Failure::failed("receive a DNS question").because(error),
+            };
+            let Some(guest) = self.accepts(from) else {
+                continue;
+            };
+            let question = buffer[..length].to_vec();
+            let slot = self.load.take(guest);
+            let answering = async move {
+                let answer = match &slot {
+                    Some(_) => self.answer(names, &question, Transport::Udp).await,
+                    None => zone::server_failure(&question),
+                };
+                if let Some(answer) = answer {
+                    // A guest that is gone by now misses nothing.
+                    let _ = self.udp.send_to(&answer, from).await;
+                }
+            };
+            pool.spawn(answering).detach();
+        }
+    }
+
+    async fn serve_tcp<'a>(&'a self, names: &'a Names, pool: &LocalExecutor<'a>) -> Failure {
+        loop {
+            let (stream, from) = match self.tcp.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    log::warn!("accept a DNS connection: {error}");
+                    Timer::after(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Some(slot) = self.accepts(from).and_then(|guest| self.load.take(guest)) else {
+                continue;
+            };
+            let conversation = async move {
+                let _slot = slot;
+                // The guest's own end of the conversation is all that can fail here.
+                let _ = self.converse(names, stream).await;
+            };
+            pool.spawn(conversation).detach();
+        }
+    }
+
+    /// The asker's address, if it is one of our subnet.
+    fn accepts(&self, from: SocketAddr) -> Option<Ipv4Addr> {
+        match from.ip() {
+            IpAddr::V4(address) if self.subnet.contains(address) => Some(address),
+            _ => None,
+        }
+    }
+
+    /// One question after the other, each behind its length (RFC 1035, 4.2.2).
+    async fn converse(&self, names: &Names, mut stream: TcpStream) -> io::Result<()> {
+        loop {
+            let question = future::or(read_framed(&mut stream), async {
+                Timer::after(IDLE_LIMIT).await;
+                Err(io::ErrorKind::TimedOut.into())
+            });
+            let question = question.await?;
+            let Some(answer) = self.answer(names, &question, Transport::Tcp).await else {
+                return Ok(());
+            };
+            let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
+            stream.write_all(&length.to_be_bytes()).await?;
+            stream.write_all(&answer).await?;
+        }
+    }
+
+    /// `None` for what is no question.
+    async fn answer(&self, names: &Names, question: &[u8], over: Transport) -> Option<Vec<u8>> {
+        match names.answer(question, self.subnet) {
+            Verdict::Ignore => None,
+            Verdict::Answer(answer) => Some(answer),
+            Verdict::Forward => match self.upstream.ask(question, over).await {
+                Some(answer) => Some(answer),
+                None => zone::server_failure(question),
+            },
+        }
+    }
+}
+
+async fn read_framed(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut length = [0; 2];
+    stream.read_exact(&mut length).await?;
+    let mut question = vec![0; usize::from(u16::from_be_bytes(length))];
+    stream.read_exact(&mut question).await?;
+    Ok(question)
+}
+
+fn udp_socket(address: SocketAddrV4) -> io::Result<UdpSocket> {
+    let bound = bound_socket(SocketType::DGRAM, address)?;
+    Ok(Async::new(std::net::UdpSocket::from(bound))?.into())
+}
+
+fn tcp_socket(address: SocketAddrV4) -> io::Result<TcpListener> {
+    let bound = bound_socket(SocketType::STREAM, address)?;
+    listen(&bound, BACKLOG)?;
+    Ok(Async::new(std::net::TcpListener::from(bound))?.into())
+}
+
+/// IP_FREEBIND (ip(7)) lets us have the address before the bridge has it.
+fn bound_socket(kind: SocketType, address: SocketAddrV4) -> io::Result<OwnedFd> {
+    let socket = socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, None)?;
+    set_ip_freebind(&socket, true)?;
+    if kind == SocketType::STREAM {
+        // Connections of a daemon that just died must not keep the port from us.
+        set_socket_reuseaddr(&socket, true)?;
+    }
+    bind(&socket, &address)?;
+    Ok(socket)
+}
+
+fn bind_failure(address: SocketAddrV4, error: &io::Error) -> Failure {
+    let what = format!("answer DNS questions on {address}");
+    match error.kind() {
+        io::ErrorKind::AddrInUse => Failure::new(FailureKind::Busy, what)
+            .because(error)
+            .hint("Another resolver listens on every address: let it leave this one out (dnsmasq: `bind-interfaces`, `except-interface`)."),
+        io::ErrorKind::PermissionDenied => Failure::new(FailureKind::Denied, what)
+            .because(error)
+            .hint("Run bangerd as root for networks with a tap."),
+        _ => Failure::failed(what).because(error),
+    }
+}
+
+/// What is in flight, by guest.
+#[derive(Debug, Default)]
+struct Load {
+    by_guest: RefCell<HashMap<Ipv4Addr, usize>>,
+}
+
+/// The right to have one thing in flight.
+struct Slot<'a> {
+    load: &'a Load,
+    guest: Ipv4Addr,
+}
+
+impl Load {
+    fn take(&self, guest: Ipv4Addr) -> Option<Slot<'_>> {
+        let mut by_guest = self.by_guest.borrow_mut();
+        if by_guest.values().sum::<usize>() >= TOTAL_LIMIT {
+            return None;
+        }
+        let own = by_guest.entry(guest).or_default();
+        if *own >= GUEST_LIMIT {
+            return None;
+        }
+        *own += 1;
+        Some(Slot { load: self, guest })
+    }
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        let mut by_guest = self.load.by_guest.borrow_mut();
+        if let Some(own) = by_guest.get_mut(&self.guest) {
+            *own -= 1;
+            if *own == 0 {
+                by_guest.remove(&self.guest);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
