@@ -5,8 +5,15 @@
 //! without a link of that name.
 
 use std::ffi::{OsStr, OsString};
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::process::ExitCode;
+
+use crate::agent;
+use crate::failure::Failure;
+use crate::host::launch;
+use crate::vmm::fitness;
 
 /// A role of the one binary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +44,23 @@ impl Role {
             b"launch" => Some(Role::Launch),
             b"kvm-probe" => Some(Role::KvmProbe),
             _ => None,
+        }
+    }
+}
+
+/// Plays the role that this process was called for; its exit status.
+pub fn run() -> ExitCode {
+    let (role, arguments) = decide(std::env::args_os().collect(), std::process::id());
+    match role {
+        Role::Launch => launch::run(arguments),
+        Role::KvmProbe => fitness::run(),
+        Role::Init => agent::init_main(),
+        Role::Agent => agent::agent_main(),
+        Role::CommandLine | Role::Daemon | Role::RootHelper => {
+            let failure = Failure::bug(format!("play role {role:?}: this build cannot"));
+            // There is nobody left to tell if this fails too.
+            let _ = writeln!(std::io::stderr(), "banger: {failure}");
+            ExitCode::from(failure.kind.exit_status())
         }
     }
 }

@@ -7,17 +7,22 @@
 //!
 //! Reading order: [`layout`], [`directory`], [`disk`] ([`sparse`], [`aside`]),
 //! [`tap`], [`bridge`] ([`link`], [`sysctl`]), [`nft`], [`rules`], [`forwarding`],
-//! then what they share: [`program`], [`fault`].
+//! [`cgroup`], [`launch`], [`process`], [`appear`], then what they share: [`program`],
+//! [`fault`]. The steps that are VMMs are carried out in [`crate::vmm::steps`].
 
+pub mod appear;
 pub mod aside;
 pub mod bridge;
+pub mod cgroup;
 pub mod directory;
 pub mod disk;
 pub mod fault;
 pub mod forwarding;
+pub mod launch;
 pub mod layout;
 pub mod link;
 pub mod nft;
+pub mod process;
 pub mod program;
 pub mod rules;
 pub mod sparse;
@@ -32,6 +37,8 @@ use crate::model::ids::VmId;
 use crate::model::net::Subnet;
 use crate::model::units::Bytes;
 use crate::plan::step::{Fault, FaultKind, Outside, Presence, Step};
+use crate::vmm::initrd::OwnProgram;
+use crate::vmm::steps::Vmms;
 
 use bridge::Bridge;
 use disk::{Disk, Purpose};
@@ -83,12 +90,28 @@ impl Default for Settings {
 pub struct RealHost {
     layout: Layout,
     settings: Settings,
+    vmms: Vmms,
 }
 
 impl RealHost {
-    /// The host whose objects lie where `layout` says.
+    /// The host whose objects lie where `layout` says. The running program becomes
+    /// launcher of VMMs and `/init` of guests.
     pub fn new(layout: Layout, settings: Settings) -> RealHost {
-        RealHost { layout, settings }
+        RealHost::with_program(layout, settings, OwnProgram::running())
+    }
+
+    /// The same with another program of ours in those roles, for tests.
+    pub fn with_program(layout: Layout, settings: Settings, program: OwnProgram) -> RealHost {
+        RealHost {
+            vmms: Vmms::new(layout.clone(), program),
+            layout,
+            settings,
+        }
+    }
+
+    /// The processes of VMs.
+    pub fn vmms(&self) -> &Vmms {
+        &self.vmms
     }
 
     /// Where things lie.
@@ -150,6 +173,11 @@ impl Host for RealHost {
                 subnet,
                 outside,
             } => nft::ensure(&self.net_rules(*vm, *address, *subnet, *outside)),
+            Step::Cgroup { vm } => cgroup::ensure(self.vmms.groups(), *vm),
+            Step::VsockBackend { vm } => self.vmms.ensure_vsock_backend(*vm),
+            Step::Vmm { vm, machine } => self.vmms.ensure_vmm(*vm, machine),
+            Step::Configured { vm, machine } => self.vmms.ensure_configured(*vm, machine),
+            Step::Booted { vm, kind } => self.vmms.ensure_booted(*vm, *kind),
             other => Err(not_here(other)),
         }
     }
@@ -168,6 +196,11 @@ impl Host for RealHost {
                 subnet,
                 outside,
             } => nft::absent(&self.net_rules(*vm, *address, *subnet, *outside)),
+            Step::Cgroup { vm } => cgroup::absent(self.vmms.groups(), *vm),
+            Step::VsockBackend { vm } => self.vmms.absent_vsock_backend(*vm),
+            Step::Vmm { vm, machine } => self.vmms.absent_vmm(*vm, machine),
+            // No objects: they end with the VMM.
+            Step::Configured { .. } | Step::Booted { .. } => Ok(()),
             other => Err(not_here(other)),
         }
     }
@@ -186,6 +219,11 @@ impl Host for RealHost {
                 subnet,
                 outside,
             } => nft::probe(&self.net_rules(*vm, *address, *subnet, *outside)),
+            Step::Cgroup { vm } => cgroup::probe(self.vmms.groups(), *vm),
+            Step::VsockBackend { vm } => self.vmms.probe_vsock_backend(*vm),
+            Step::Vmm { vm, machine } => self.vmms.probe_vmm(*vm, machine),
+            Step::Configured { vm, machine } => self.vmms.probe_configured(*vm, machine),
+            Step::Booted { vm, kind } => self.vmms.probe_booted(*vm, *kind),
             other => Err(not_here(other)),
         }
     }

@@ -2,12 +2,18 @@
 //! out, owned or borrowed descriptors in; imports nothing of ours.
 
 #[allow(unsafe_code)]
+pub mod descriptors;
+#[allow(unsafe_code)]
 pub mod detach;
 #[allow(unsafe_code)]
 pub mod entropy;
+#[allow(unsafe_code)]
+pub mod kvm;
 pub mod netlink;
 #[allow(unsafe_code)]
 pub mod session;
+#[allow(unsafe_code)]
+pub mod tsc;
 #[allow(unsafe_code)]
 pub mod tun;
 #[allow(unsafe_code)]

@@ -18,7 +18,18 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("config", &["model", "plan", "failure"]),
     ("store", &["model", "plan", "failure"]),
     // effects
-    ("host", &["model", "plan", "sys", "failure"]),
+    // host/mod.rs hands the steps that are VMMs on; nothing else there knows vmm.
+    (
+        "host",
+        &[
+            "model",
+            "plan",
+            "sys",
+            "failure",
+            "vmm::steps",
+            "vmm::initrd",
+        ],
+    ),
     ("vmm", &["model", "plan", "sys", "failure", "host"]),
     ("image", &["model", "plan", "sys", "failure", "host"]),
     ("workspace", &["model", "plan", "sys", "failure", "host"]),

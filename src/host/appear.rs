@@ -1,0 +1,141 @@
+//! Waits for a socket that another process makes, without polling.
+
+use std::fs;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::fs::inotify;
+use rustix::io::Errno;
+
+use super::process::{Process, ready};
+
+/// How a wait for a socket ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Appearance {
+    /// It is there, and somebody listens on it.
+    Listening,
+    /// The process that was to make it has ended.
+    MakerEnded,
+    /// The time was up.
+    Late,
+}
+
+/// Waits until a process listens on the Unix socket at `path`, in an existing folder.
+///
+/// inotify(7) tells of the file when it is bound, a system call before listen(2); for
+/// that instant the kernel's table of sockets is looked at again and again.
+pub fn wait_for_socket(path: &Path, maker: &Process, limit: Duration) -> io::Result<Appearance> {
+    let deadline = Instant::now() + limit;
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+    let wanted = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
+    inotify::add_watch(&watch, folder, wanted)?;
+    while !path.exists() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match ready(&[watch.as_fd(), maker.pidfd()], left)? {
+            None => return Ok(Appearance::Late),
+            Some(0) => drain(&watch)?,
+            Some(_) => return Ok(Appearance::MakerEnded),
+        }
+    }
+    while !is_listening(path)? {
+        if !maker.is_alive() {
+            return Ok(Appearance::MakerEnded);
+        }
+        if Instant::now() > deadline {
+            return Ok(Appearance::Late);
+        }
+        std::thread::yield_now();
+    }
+    Ok(Appearance::Listening)
+}
+
+fn drain(watch: impl AsFd) -> io::Result<()> {
+    let mut buffer = [const { MaybeUninit::<u8>::uninit() }; 4096];
+    let mut reader = inotify::Reader::new(watch, &mut buffer);
+    loop {
+        match reader.next() {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Whether /proc/net/unix has a listening socket of this path: its fourth column holds
+/// the flags, 0x10000 (`__SO_ACCEPTCON`, linux/net.h) among them; the path is the last.
+fn is_listening(path: &Path) -> io::Result<bool> {
+    let table = fs::read("/proc/net/unix")?;
+    let mut lines = table.split(|byte| *byte == b'\n');
+    Ok(lines.any(|line| {
+        let mut columns = line
+            .split(|byte| *byte == b' ')
+            .filter(|word| !word.is_empty());
+        let flags = columns
+            .nth(3)
+            .and_then(|word| std::str::from_utf8(word).ok());
+        let flags = flags.and_then(|word| u32::from_str_radix(word, 16).ok());
+        let tail = [b" ", path.as_os_str().as_bytes()].concat();
+        flags.is_some_and(|flags| flags & 0x10000 != 0) && line.ends_with(&tail)
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::process::{Child, Command, Stdio};
+
+    use rustix::process::Pid;
+
+    use super::*;
+
+    fn waiting() -> Child {
+        Command::new("/bin/cat")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
+    #[test]
+    fn a_socket_bound_later_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let mut child = waiting();
+        let maker = Process::pin(Pid::from_child(&child)).unwrap();
+        let seen = std::thread::scope(|scope| {
+            let wait = scope.spawn(|| wait_for_socket(&path, &maker, Duration::from_secs(20)));
+            let _listener = UnixListener::bind(&path).unwrap();
+            wait.join().unwrap().unwrap()
+        });
+        assert_eq!(seen, Appearance::Listening);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_maker_that_ends_ends_the_wait() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = waiting();
+        let maker = Process::pin(Pid::from_child(&child)).unwrap();
+        child.kill().unwrap();
+        let seen = wait_for_socket(&folder.path().join("s"), &maker, Duration::from_secs(20));
+        assert_eq!(seen.unwrap(), Appearance::MakerEnded);
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn nothing_within_the_limit_is_late() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = waiting();
+        let maker = Process::pin(Pid::from_child(&child)).unwrap();
+        let seen = wait_for_socket(&folder.path().join("s"), &maker, Duration::from_millis(20));
+        assert_eq!(seen.unwrap(), Appearance::Late);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}

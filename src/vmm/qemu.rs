@@ -1,0 +1,274 @@
+//! QEMU's `microvm` machine: its arguments, and its half of the seam over QMP.
+//!
+//! `acpi=on` gives a guest that can power itself off and finds its devices in the
+//! order given; `pit`, `pic` and `rtc` are what a kernel calibrates its clock against.
+//! The guest starts stopped (`-S`), so that a machine that cannot be made (a missing
+//! disk, a taken port) is an error of the step that starts the VMM, and running it is a
+//! step of its own.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use crate::host::launch::CONTROL_DESCRIPTOR;
+use crate::host::process::Marker;
+use crate::host::program::require;
+use crate::model::ids::VmId;
+use crate::model::vm::VmmKind;
+use crate::plan::step::{Fault, FaultKind};
+
+use super::machine::{Access, Disk, Net, Parts};
+use super::qmp::{Qmp, RunState};
+use super::{ControlSocket, Deadline, GuestState, Vmm};
+
+/// The implementation over `qemu-system-x86_64`.
+#[derive(Debug)]
+pub struct Qemu;
+
+impl Vmm for Qemu {
+    fn program(&self, _tools: &Path) -> Result<PathBuf, Fault> {
+        require("qemu-system-x86_64", "qemu-system-x86")
+    }
+
+    fn arguments(&self, parts: &Parts) -> Vec<OsString> {
+        let mut words = Words(Vec::new());
+        machine(&mut words, parts);
+        for disk in &parts.disks {
+            attach(&mut words, disk);
+        }
+        network(&mut words, &parts.net);
+        sockets_and_console(&mut words, parts);
+        words.0
+    }
+
+    fn marker(&self, vm: VmId) -> Marker {
+        Marker::new(["-name".to_owned(), name(vm)])
+    }
+
+    fn control(&self) -> ControlSocket {
+        ControlSocket::Given
+    }
+
+    fn console_on_output(&self) -> bool {
+        false
+    }
+
+    fn configure(&self, parts: &Parts, limit: Deadline) -> Result<(), Fault> {
+        // It read the whole machine from its arguments before it answers at all.
+        Qmp::connect(&parts.control, limit).map(drop)
+    }
+
+    fn is_configured(&self, parts: &Parts, limit: Deadline) -> Result<bool, Fault> {
+        Qmp::connect(&parts.control, limit).map(|_| true)
+    }
+
+    fn boot(&self, control: &Path, limit: Deadline) -> Result<(), Fault> {
+        Qmp::connect(control, limit)?.execute("cont")
+    }
+
+    fn pause(&self, control: &Path, limit: Deadline) -> Result<(), Fault> {
+        Qmp::connect(control, limit)?.execute("stop")
+    }
+
+    fn resume(&self, control: &Path, limit: Deadline) -> Result<(), Fault> {
+        Qmp::connect(control, limit)?.execute("cont")
+    }
+
+    fn state(&self, control: &Path, limit: Deadline) -> Result<GuestState, Fault> {
+        match Qmp::connect(control, limit)?.status()? {
+            RunState::Prelaunch | RunState::Inmigrate => Ok(GuestState::NotStarted),
+            RunState::Running => Ok(GuestState::Running),
+            RunState::Paused | RunState::Suspended | RunState::Debug => Ok(GuestState::Paused),
+            RunState::Shutdown | RunState::GuestPanicked => Ok(GuestState::Ended),
+            RunState::InternalError | RunState::IoError | RunState::Other => Err(Fault::new(
+                FaultKind::Other,
+                format!(
+                    "run the guest: QEMU stopped it on an error; see {}",
+                    control.display()
+                ),
+            )),
+        }
+    }
+}
+
+/// The name by which a VM's QEMU is known, to us and to whoever reads `ps`.
+fn name(vm: VmId) -> String {
+    format!("banger-{vm}")
+}
+
+/// Arguments in the making.
+struct Words(Vec<OsString>);
+
+impl Words {
+    fn flag(&mut self, flag: &str) {
+        self.0.push(flag.into());
+    }
+
+    fn pair(&mut self, flag: &str, value: impl Into<OsString>) {
+        self.0.push(flag.into());
+        self.0.push(value.into());
+    }
+
+    /// `flag options,last=PATH`: commas of the path doubled, as QEMU's option lists
+    /// want it (qemu(1), "-drive").
+    fn with_path(&mut self, flag: &str, options: &str, path: &Path) {
+        let mut value = options.as_bytes().to_vec();
+        for byte in path.as_os_str().as_bytes() {
+            value.push(*byte);
+            if *byte == b',' {
+                value.push(b',');
+            }
+        }
+        self.pair(flag, OsString::from_vec(value));
+    }
+}
+
+fn machine(words: &mut Words, parts: &Parts) {
+    words.pair("-name", name(parts.vm));
+    for flag in [
+        "-nodefaults",
+        "-no-user-config",
+        "-nographic",
+        "-no-reboot",
+        "-S",
+    ] {
+        words.flag(flag);
+    }
+    words.pair(
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+    );
+    words.pair(
+        "-machine",
+        "microvm,acpi=on,pit=on,pic=on,rtc=on,memory-backend=memory",
+    );
+    let (accelerator, processor) = match parts.kind {
+        VmmKind::QemuKvm => ("kvm", "host"),
+        VmmKind::QemuTcg | VmmKind::Firecracker => ("tcg", "max"),
+    };
+    words.pair("-accel", accelerator);
+    words.pair("-cpu", processor);
+    words.pair("-smp", parts.vcpu.to_string());
+    let memory = parts.memory.whole_mib();
+    words.pair("-m", format!("{memory}M"));
+    // Shared, because the vsock back end reads and writes the guest's memory.
+    words.pair(
+        "-object",
+        format!("memory-backend-memfd,id=memory,size={memory}M,share=on"),
+    );
+    words.pair("-kernel", parts.kernel.as_os_str());
+    words.pair("-initrd", parts.initrd.as_os_str());
+    words.pair("-append", OsStr::new(&parts.boot_args));
+}
+
+fn attach(words: &mut Words, disk: &Disk) {
+    let name = disk.name;
+    // A shared file is not locked: nobody writes it, and a lock would be one more thing
+    // that VMs have in common. An own file is: no two VMMs may ever write it.
+    let access = match disk.access {
+        Access::ReadOnly => "readonly=on,file.locking=off",
+        Access::ReadWrite => "discard=unmap",
+    };
+    words.with_path(
+        "-drive",
+        &format!("if=none,id={name},format=raw,{access},file="),
+        &disk.path,
+    );
+    words.pair(
+        "-device",
+        format!("virtio-blk-device,drive={name},serial={name}"),
+    );
+}
+
+fn network(words: &mut Words, net: &Net) {
+    let mac = match net {
+        Net::None => return,
+        Net::Tap { name, mac } => {
+            words.pair(
+                "-netdev",
+                format!("tap,id=net,ifname={name},script=no,downscript=no"),
+            );
+            mac
+        }
+        Net::User { mac, publish } => {
+            let mut value = "user,id=net,ipv6=off".to_owned();
+            for port in publish {
+                value += &format!(",hostfwd=tcp:127.0.0.1:{}-:{}", port.host, port.guest);
+            }
+            words.pair("-netdev", value);
+            mac
+        }
+    };
+    words.pair("-device", format!("virtio-net-device,netdev=net,mac={mac}"));
+}
+
+fn sockets_and_console(words: &mut Words, parts: &Parts) {
+    words.pair("-device", "virtio-rng-device");
+    words.with_path("-chardev", "socket,id=vsock,path=", &parts.vhost);
+    words.pair("-device", "vhost-user-vsock-device,chardev=vsock");
+    words.with_path("-chardev", "file,id=console,path=", &parts.console);
+    words.pair("-serial", "chardev:console");
+    words.pair(
+        "-chardev",
+        format!("socket,id=control,fd={CONTROL_DESCRIPTOR},server=on,wait=off"),
+    );
+    words.pair("-mon", "chardev=control,mode=control");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::machine::tests::parts;
+    use super::*;
+    use crate::model::net::NetMode;
+
+    fn arguments(kind: VmmKind, net: NetMode) -> Vec<String> {
+        Qemu.arguments(&parts(kind, net))
+            .into_iter()
+            .map(|word| word.into_string().unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn a_translated_machine_with_user_network_is_written_like_this() {
+        let mut parts = parts(VmmKind::QemuTcg, NetMode::User);
+        parts.boot_args = "BOOT ARGUMENTS".to_owned();
+        let mut text = String::new();
+        for word in Qemu.arguments(&parts) {
+            text.push_str(word.to_str().unwrap());
+            text.push('\n');
+        }
+        assert_eq!(text, include_str!("qemu.golden.txt"));
+    }
+
+    #[test]
+    fn kvm_uses_the_hosts_processor_and_a_tap_needs_no_script() {
+        let words = arguments(VmmKind::QemuKvm, NetMode::Nat).join(" ");
+        assert!(words.contains("-accel kvm -cpu host"), "{words}");
+        let tap = "-netdev tap,id=net,ifname=bgr-0000002a,script=no,downscript=no";
+        assert!(words.contains(tap), "{words}");
+        assert!(words.contains("mac=06:00:00:00:00:2a"), "{words}");
+    }
+
+    #[test]
+    fn no_network_is_no_device() {
+        let words = arguments(VmmKind::QemuTcg, NetMode::None).join(" ");
+        assert!(!words.contains("net"), "{words}");
+    }
+
+    #[test]
+    fn a_comma_in_a_path_stays_part_of_the_path() {
+        let mut words = Words(Vec::new());
+        words.with_path("-chardev", "file,id=console,path=", Path::new("/a,b/c"));
+        assert_eq!(words.0[1], "file,id=console,path=/a,,b/c");
+    }
+
+    #[test]
+    fn the_marker_is_in_the_arguments() {
+        let words = arguments(VmmKind::QemuTcg, NetMode::None);
+        assert_eq!(words[..2], ["-name", "banger-0000002a"]);
+        assert_eq!(
+            Qemu.marker(VmId::from_bits(0x2a)),
+            Marker::new(["-name", "banger-0000002a"])
+        );
+    }
+}

@@ -1,0 +1,258 @@
+//! A client of QEMU's monitor protocol: JSON objects, one a line, on a Unix socket
+//! (QEMU's docs/interop/qmp-spec.txt, 7.2).
+//!
+//! ```text
+//!  <- {"QMP": {...}}                    greeting
+//!  -> {"execute": "qmp_capabilities"}
+//!  <- {"return": {}}                    from here commands are taken
+//!  <- {"event": ...}                    at any time; skipped
+//! ```
+//!
+//! QEMU speaks to one client at a time, so a connection lives as long as a question.
+
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+
+use crate::host::fault::fault;
+use crate::plan::step::{Fault, FaultKind};
+
+use super::Deadline;
+
+/// Longest line that is believed, in bytes.
+const LINE_LIMIT: u64 = 1 << 20;
+
+/// A connection that has been greeted.
+#[derive(Debug)]
+pub struct Qmp {
+    stream: BufReader<UnixStream>,
+    deadline: Deadline,
+}
+
+/// What QEMU says its guest does (`RunState` in QEMU's qapi/run-state.json).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunState {
+    /// Started with `-S`, has not run yet.
+    Prelaunch,
+    /// Waiting for a migration to come in.
+    Inmigrate,
+    /// Runs.
+    Running,
+    /// Stopped by a monitor.
+    Paused,
+    /// Asleep.
+    Suspended,
+    /// Stopped by a debugger.
+    Debug,
+    /// Powered off or reset; QEMU ends.
+    Shutdown,
+    /// Its kernel panicked.
+    GuestPanicked,
+    /// QEMU cannot go on with it.
+    InternalError,
+    /// A disk failed.
+    IoError,
+    /// Any other, such as the states of a migration.
+    #[serde(other)]
+    Other,
+}
+
+#[derive(Serialize)]
+struct Command<'a> {
+    execute: &'a str,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Line<T> {
+    #[serde(rename = "QMP")]
+    Greeting(IgnoredAny),
+    Return(T),
+    Error(Refusal),
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    desc: String,
+}
+
+#[derive(Deserialize)]
+struct Event {
+    #[serde(rename = "event")]
+    _name: String,
+}
+
+#[derive(Deserialize)]
+struct Status {
+    status: RunState,
+}
+
+impl Qmp {
+    /// Connects, is greeted and leaves negotiation.
+    ///
+    /// # Errors
+    /// Nobody listens; QEMU ends (kind `Exited`) or does not answer in time.
+    pub fn connect(path: &Path, deadline: Deadline) -> Result<Qmp, Fault> {
+        let attempt = format!("call QEMU at {}", path.display());
+        let stream = UnixStream::connect(path).map_err(|error| fault(&attempt, error))?;
+        let mut qmp = Qmp {
+            stream: BufReader::new(stream),
+            deadline,
+        };
+        match qmp.read::<IgnoredAny>(&attempt)? {
+            Line::Greeting(_) => {}
+            Line::Return(_) | Line::Error(_) => {
+                return Err(Fault::new(
+                    FaultKind::Other,
+                    format!("{attempt}: no greeting"),
+                ));
+            }
+        }
+        qmp.execute("qmp_capabilities")?;
+        Ok(qmp)
+    }
+
+    /// Carries a command without arguments out: `cont`, `stop`, `system_powerdown`,
+    /// `quit`.
+    pub fn execute(&mut self, command: &str) -> Result<(), Fault> {
+        self.ask::<IgnoredAny>(command).map(drop)
+    }
+
+    /// What the guest does.
+    pub fn status(&mut self) -> Result<RunState, Fault> {
+        self.ask::<Status>("query-status")
+            .map(|status| status.status)
+    }
+
+    fn ask<T: for<'de> Deserialize<'de>>(&mut self, command: &str) -> Result<T, Fault> {
+        let attempt = format!("tell QEMU to {command}");
+        let mut line = serde_json::to_vec(&Command { execute: command })
+            .expect("a struct of one string is JSON");
+        line.push(b'\n');
+        let left = self.deadline.left(&attempt)?;
+        let stream = self.stream.get_mut();
+        stream
+            .set_write_timeout(Some(left))
+            .and_then(|()| stream.write_all(&line))
+            .map_err(|error| io_fault(&attempt, error))?;
+        match self.read(&attempt)? {
+            Line::Return(value) => Ok(value),
+            Line::Error(refusal) => Err(Fault::new(
+                FaultKind::Other,
+                format!("{attempt}: {}", refusal.desc),
+            )),
+            Line::Greeting(_) => Err(Fault::new(FaultKind::Other, format!("{attempt}: greeted"))),
+        }
+    }
+
+    /// The next line that is no event.
+    fn read<T: for<'de> Deserialize<'de>>(&mut self, attempt: &str) -> Result<Line<T>, Fault> {
+        loop {
+            let line = self.read_line(attempt)?;
+            if serde_json::from_slice::<Event>(&line).is_ok() {
+                continue;
+            }
+            return serde_json::from_slice(&line)
+                .map_err(|error| Fault::new(FaultKind::Other, format!("{attempt}: {error}")));
+        }
+    }
+
+    fn read_line(&mut self, attempt: &str) -> Result<Vec<u8>, Fault> {
+        let mut line = Vec::new();
+        while line.last() != Some(&b'\n') {
+            let left = self.deadline.left(attempt)?;
+            let room = LINE_LIMIT - line.len() as u64;
+            self.stream
+                .get_ref()
+                .set_read_timeout(Some(left))
+                .map_err(|error| io_fault(attempt, error))?;
+            match self.stream.by_ref().take(room).read_until(b'\n', &mut line) {
+                Ok(0) => {
+                    let end = io_fault(attempt, ErrorKind::UnexpectedEof.into());
+                    return Err(end);
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(io_fault(attempt, error)),
+            }
+        }
+        Ok(line)
+    }
+}
+
+/// A connection that breaks means that QEMU has ended: it never closes one by itself.
+fn io_fault(attempt: &str, error: std::io::Error) -> Fault {
+    match error.kind() {
+        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
+            Fault::new(FaultKind::Exited, format!("{attempt}: QEMU has ended"))
+        }
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+            Fault::new(FaultKind::Timeout, format!("{attempt}: no answer in time"))
+        }
+        _ => fault(attempt, error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A client of a peer that says this and then, if told so, hangs up.
+    fn hearing(lines: &str, hang_up: bool) -> Result<RunState, Fault> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("qmp");
+        let listener = UnixListener::bind(&path).unwrap();
+        std::thread::scope(|scope| {
+            let client = scope.spawn(|| {
+                let limit =
+                    Deadline::after(Duration::from_millis(if hang_up { 20_000 } else { 50 }));
+                Qmp::connect(&path, limit)?.status()
+            });
+            let (mut peer, _) = listener.accept().unwrap();
+            peer.write_all(lines.as_bytes()).unwrap();
+            if hang_up {
+                peer.shutdown(std::net::Shutdown::Write).unwrap();
+            }
+            client.join().unwrap()
+        })
+    }
+
+    const GREETING: &str = "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\n";
+
+    #[test]
+    fn events_between_answers_are_skipped() {
+        let lines = format!(
+            "{GREETING}{{\"return\": {{}}}}\n\
+             {{\"event\": \"RESUME\", \"timestamp\": {{}}}}\n\
+             {{\"return\": {{\"status\": \"prelaunch\", \"running\": false}}}}\n"
+        );
+        assert_eq!(hearing(&lines, true).unwrap(), RunState::Prelaunch);
+    }
+
+    #[test]
+    fn a_refusal_carries_qemus_words() {
+        let lines = format!(
+            "{GREETING}{{\"return\": {{}}}}\n\
+             {{\"error\": {{\"class\": \"GenericError\", \"desc\": \"not today\"}}}}\n"
+        );
+        let fault = hearing(&lines, true).unwrap_err();
+        assert_eq!(fault.what, "tell QEMU to query-status: not today");
+    }
+
+    #[test]
+    fn a_hang_up_is_an_exit_and_silence_a_timeout() {
+        assert_eq!(hearing("", true).unwrap_err().kind, FaultKind::Exited);
+        assert_eq!(hearing("", false).unwrap_err().kind, FaultKind::Timeout);
+        assert_eq!(
+            hearing("garbage\n", true).unwrap_err().kind,
+            FaultKind::Other
+        );
+    }
+}

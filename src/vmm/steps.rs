@@ -1,0 +1,334 @@
+//! The steps that are processes and what they are told: vsock back end, VMM,
+//! configured, booted. Each verb is idempotent and looks first.
+//!
+//! A process counts as present when it runs *and* answers on its socket. One that
+//! runs without answering is killed and started anew, socket and all. The socket is
+//! waited for by inotify, together with the process's end, so a VMM that dies at once
+//! is reported at once, with its last words.
+
+use std::fs;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use crate::host::appear::{Appearance, wait_for_socket};
+use crate::host::cgroup::Groups;
+use crate::host::fault::fault;
+use crate::host::launch::{Launch, Launched};
+use crate::host::layout::Layout;
+use crate::host::process::{Children, Marker, Process, find, kill_all};
+use crate::model::ids::VmId;
+use crate::model::vm::VmmKind;
+use crate::plan::boot_args::HostClock;
+use crate::plan::step::{Fault, FaultKind, Machine, Presence};
+
+use super::initrd::{self, OwnProgram};
+use super::machine::Parts;
+use super::{ControlSocket, Deadline, GuestState, Vmm, clock, vsock_backend};
+
+/// How long a program may take to answer after it started, on a loaded machine.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// How long an answering VMM may take for one request.
+const CALL_LIMIT: Duration = Duration::from_secs(10);
+/// How long a killed process may take to end: a large guest's memory is given back first.
+const KILL_LIMIT: Duration = Duration::from_secs(20);
+/// How long a VMM that exists already may take to say that it is fine.
+const PROBE_LIMIT: Duration = Duration::from_secs(3);
+
+/// Carries the process steps out on this machine.
+#[derive(Debug)]
+pub struct Vmms {
+    layout: Layout,
+    own_program: OwnProgram,
+    groups: Option<Groups>,
+    children: Children,
+    clock: OnceLock<Option<HostClock>>,
+}
+
+impl Vmms {
+    /// For VMs whose files lie where `layout` says. `own_program` becomes launcher and
+    /// `/init`.
+    pub fn new(layout: Layout, own_program: OwnProgram) -> Vmms {
+        Vmms {
+            layout,
+            own_program,
+            groups: Groups::discover(),
+            children: Children::default(),
+            clock: OnceLock::new(),
+        }
+    }
+
+    /// The control groups of VMs, where there are any.
+    pub fn groups(&self) -> Option<&Groups> {
+        self.groups.as_ref()
+    }
+
+    /// The VMM's process, pinned, if it lives: readable when it ends.
+    ///
+    /// # Errors
+    /// The machine's processes cannot be listed.
+    pub fn watch(&self, vm: VmId) -> Result<Option<Process>, Fault> {
+        Ok(self.vmm_processes(vm)?.into_iter().next())
+    }
+
+    /// Prepares what the first start of a VM with this kernel would wait for.
+    ///
+    /// # Errors
+    /// As for [`initrd::ensure`].
+    pub fn warm_up(&self, machine: &Machine) -> Result<(), Fault> {
+        self.clock(machine.kind);
+        self.initrd(machine).map(drop)
+    }
+
+    /// Makes the vsock back end run and listen.
+    pub fn ensure_vsock_backend(&self, vm: VmId) -> Result<(), Fault> {
+        if self.probe_vsock_backend(vm)? == Presence::Present {
+            return Ok(());
+        }
+        self.absent_vsock_backend(vm)?;
+        let (vsock, vhost) = (self.layout.vsock(vm), self.layout.vhost_socket(vm));
+        let launched = Launch {
+            own_program: self.own_program.path(),
+            program: &vsock_backend::program(&self.layout.tools())?,
+            arguments: vsock_backend::arguments(&vsock, &vhost),
+            group: self.groups.as_ref().map(|groups| groups.path(vm)),
+            log: &self.layout.vmm_log(vm),
+            output: None,
+            control: None,
+        }
+        .start()?;
+        self.await_socket(launched, &vhost)
+    }
+
+    /// Ends the vsock back end and removes its sockets.
+    pub fn absent_vsock_backend(&self, vm: VmId) -> Result<(), Fault> {
+        self.end(self.vsock_processes(vm)?, "vsock back end", vm)?;
+        remove_socket(&self.layout.vsock(vm))?;
+        remove_socket(&self.layout.vhost_socket(vm))
+    }
+
+    /// Whether the back end runs with its sockets in place.
+    pub fn probe_vsock_backend(&self, vm: VmId) -> Result<Presence, Fault> {
+        let sockets = [self.layout.vsock(vm), self.layout.vhost_socket(vm)];
+        match self.vsock_processes(vm)?.len() {
+            0 => Ok(Presence::Absent),
+            1 if sockets.iter().any(|socket| socket.exists()) => Ok(Presence::Present),
+            _ => Ok(Presence::Different),
+        }
+    }
+
+    /// Makes the VMM run and answer; its guest does not run.
+    pub fn ensure_vmm(&self, vm: VmId, machine: &Machine) -> Result<(), Fault> {
+        if self.probe_vmm(vm, machine)? == Presence::Present {
+            return Ok(());
+        }
+        self.absent_vmm(vm, machine)?;
+        let parts = self.parts(vm, machine)?;
+        let vmm = super::of(machine.kind);
+        let control = match vmm.control() {
+            ControlSocket::Given => Some(bind(&parts.control)?),
+            ControlSocket::Made => None,
+        };
+        let launched = Launch {
+            own_program: self.own_program.path(),
+            program: &vmm.program(&self.layout.tools())?,
+            arguments: vmm.arguments(&parts),
+            group: self.groups.as_ref().map(|groups| groups.path(vm)),
+            log: &parts.log,
+            output: vmm.console_on_output().then_some(parts.console.as_path()),
+            control: control.map(Into::into),
+        }
+        .start()?;
+        self.await_answer(vmm, launched, &parts)
+    }
+
+    /// Ends the VMM and removes its control socket.
+    pub fn absent_vmm(&self, vm: VmId, machine: &Machine) -> Result<(), Fault> {
+        self.end(self.vmm_processes(vm)?, "VMM", vm)?;
+        if machine.kind == VmmKind::Firecracker {
+            // Made by Firecracker itself, which refuses one that exists.
+            remove_socket(&self.layout.vsock(vm))?;
+        }
+        remove_socket(&self.layout.control_socket(vm))
+    }
+
+    /// Whether the VMM runs and answers.
+    pub fn probe_vmm(&self, vm: VmId, machine: &Machine) -> Result<Presence, Fault> {
+        if self.vmm_processes(vm)?.is_empty() {
+            return Ok(Presence::Absent);
+        }
+        let control = self.layout.control_socket(vm);
+        let answer = super::of(machine.kind).state(&control, Deadline::after(PROBE_LIMIT));
+        Ok(match answer {
+            Ok(GuestState::Ended) | Err(_) => Presence::Different,
+            Ok(_) => Presence::Present,
+        })
+    }
+
+    /// Describes the machine to the VMM.
+    pub fn ensure_configured(&self, vm: VmId, machine: &Machine) -> Result<(), Fault> {
+        if self.probe_configured(vm, machine)? == Presence::Present {
+            return Ok(());
+        }
+        let parts = self.parts(vm, machine)?;
+        super::of(machine.kind).configure(&parts, Deadline::after(CALL_LIMIT))
+    }
+
+    /// Whether the VMM knows the whole machine.
+    pub fn probe_configured(&self, vm: VmId, machine: &Machine) -> Result<Presence, Fault> {
+        if self.vmm_processes(vm)?.is_empty() {
+            return Ok(Presence::Absent);
+        }
+        let parts = self.parts(vm, machine)?;
+        let told = super::of(machine.kind).is_configured(&parts, Deadline::after(CALL_LIMIT))?;
+        Ok(if told {
+            Presence::Present
+        } else {
+            Presence::Different
+        })
+    }
+
+    /// Lets the guest run.
+    pub fn ensure_booted(&self, vm: VmId, kind: VmmKind) -> Result<(), Fault> {
+        if self.probe_booted(vm, kind)? == Presence::Present {
+            return Ok(());
+        }
+        let control = self.layout.control_socket(vm);
+        super::of(kind).boot(&control, Deadline::after(CALL_LIMIT))
+    }
+
+    /// Whether the guest runs.
+    pub fn probe_booted(&self, vm: VmId, kind: VmmKind) -> Result<Presence, Fault> {
+        if self.vmm_processes(vm)?.is_empty() {
+            return Ok(Presence::Absent);
+        }
+        let control = self.layout.control_socket(vm);
+        Ok(
+            match super::of(kind).state(&control, Deadline::after(CALL_LIMIT))? {
+                GuestState::Running => Presence::Present,
+                GuestState::NotStarted | GuestState::Ended => Presence::Absent,
+                GuestState::Paused => Presence::Different,
+            },
+        )
+    }
+
+    fn parts(&self, vm: VmId, machine: &Machine) -> Result<Parts, Fault> {
+        let initrd = self.initrd(machine)?;
+        let clock = self.clock(machine.kind);
+        Ok(Parts::new(&self.layout, vm, machine, initrd, clock))
+    }
+
+    fn initrd(&self, machine: &Machine) -> Result<PathBuf, Fault> {
+        let kernel = self.layout.kernel(&machine.kernel);
+        initrd::ensure(
+            &self.layout.initrds(),
+            &self.own_program,
+            &machine.kernel,
+            &kernel,
+        )
+    }
+
+    fn clock(&self, kind: VmmKind) -> Option<HostClock> {
+        (kind == VmmKind::QemuTcg)
+            .then(|| *self.clock.get_or_init(clock::measure))
+            .flatten()
+    }
+
+    fn await_socket(&self, launched: Launched, socket: &Path) -> Result<(), Fault> {
+        let seen = wait_for_socket(socket, &launched.process, START_LIMIT)
+            .map_err(|error| fault(format!("wait for {}", socket.display()), error));
+        let outcome = match seen {
+            Ok(Appearance::Listening) => Ok(()),
+            Ok(Appearance::MakerEnded) => Err(ended(&launched)),
+            Ok(Appearance::Late) => Err(Fault::new(
+                FaultKind::Timeout,
+                format!(
+                    "wait for {}: not there after {} s; {}",
+                    socket.display(),
+                    START_LIMIT.as_secs(),
+                    launched.last_words()
+                ),
+            )),
+            Err(fault) => Err(fault),
+        };
+        self.children.adopt(launched.child);
+        outcome
+    }
+
+    fn await_answer(&self, vmm: &dyn Vmm, launched: Launched, parts: &Parts) -> Result<(), Fault> {
+        if vmm.control() == ControlSocket::Made {
+            return self.await_socket(launched, &parts.control);
+        }
+        let outcome = match vmm.state(&parts.control, Deadline::after(START_LIMIT)) {
+            Ok(_) => Ok(()),
+            // The connection breaks a moment before the process has ended and written.
+            Err(fault) if fault.kind == FaultKind::Exited => {
+                launched.process.ends_within(KILL_LIMIT);
+                Err(ended(&launched))
+            }
+            Err(fault) => Err(fault),
+        };
+        self.children.adopt(launched.child);
+        outcome
+    }
+
+    fn vmm_processes(&self, vm: VmId) -> Result<Vec<Process>, Fault> {
+        let kinds = [VmmKind::Firecracker, VmmKind::QemuTcg];
+        let markers = kinds.map(|kind| super::of(kind).marker(vm));
+        self.processes(vm, &markers)
+    }
+
+    fn vsock_processes(&self, vm: VmId) -> Result<Vec<Process>, Fault> {
+        self.processes(vm, &[vsock_backend::marker(&self.layout.vsock(vm))])
+    }
+
+    fn processes(&self, vm: VmId, markers: &[Marker]) -> Result<Vec<Process>, Fault> {
+        self.children.reap();
+        let group = self.groups.as_ref().map(|groups| groups.path(vm));
+        find(markers, group.as_deref())
+            .map_err(|error| fault(format!("look for the processes of vm {vm}"), error))
+    }
+
+    fn end(&self, processes: Vec<Process>, what: &str, vm: VmId) -> Result<(), Fault> {
+        let attempt = format!("end the {what} of vm {vm}");
+        let left = kill_all(processes, KILL_LIMIT).map_err(|error| fault(&attempt, error))?;
+        self.children.reap();
+        match left.first() {
+            None => Ok(()),
+            Some(process) => Err(Fault::new(
+                FaultKind::Busy,
+                format!("{attempt}: process {} outlives SIGKILL", process.pid()),
+            )),
+        }
+    }
+}
+
+fn ended(launched: &Launched) -> Fault {
+    let words = launched.last_words();
+    let words = if words.is_empty() {
+        "it said nothing"
+    } else {
+        &words
+    };
+    Fault::new(
+        FaultKind::Exited,
+        format!(
+            "start {}: it ended at once: {words}",
+            launched.program.display()
+        ),
+    )
+}
+
+fn bind(path: &Path) -> Result<UnixListener, Fault> {
+    UnixListener::bind(path).map_err(|error| fault(format!("listen on {}", path.display()), error))
+}
+
+fn remove_socket(path: &Path) -> Result<(), Fault> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(fault(format!("remove socket {}", path.display()), error))
+        }
+        _ => Ok(()),
+    }
+}
