@@ -93,3 +93,6 @@ pub fn everything(vm: VmId, spec: &VmSpec, subnet: Subnet) -> (Vec<Step>, Vec<St
         run_plan(vm, &spec, Some(lease), VmmKind::QemuTcg),
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -361,3 +361,6 @@ impl Operation {
 
 /// Marks an operation that reached its limit.
 const GIVEN_UP: u32 = u32::MAX;
+
+#[cfg(test)]
+mod tests;

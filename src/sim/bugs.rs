@@ -14,6 +14,7 @@ use super::run::{Run, ShellBug};
 #[track_caller]
 fn finds(bug: Option<Bug>, shell: ShellBug, scripts: Vec<Vec<Request>>, said: &str) {
     let mut run = Run::stocked(scripts);
+    Search::of(run.clone(), 1, Faults::ALL).assert_holds();
     run.bug = shell;
     plant(bug);
     let search = Search::of(run, 2, Faults::ALL);

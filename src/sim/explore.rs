@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::str::FromStr;
 
 use crate::model::net::NetRequest;
 use crate::plan::record::Removal;
@@ -111,6 +112,11 @@ fn fingerprint(run: &Run, interruptions: u32) -> u64 {
     hasher.finish()
 }
 
+/// A number in the environment of the tests.
+pub(super) fn number<T: FromStr>(variable: &str) -> Option<T> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
 fn story(scripts: Vec<Vec<Request>>) -> Run {
     Run::stocked(scripts)
 }
@@ -124,11 +130,11 @@ fn creation_and_start_hold_under_two_interruptions() {
     let run = story(vec![vec![dev(Removal::Keep)]]);
     let search = Search::of(run, 2, Faults::ALL);
     search.assert_holds();
-    assert!(search.schedules > 500, "{}", search.schedules);
+    assert!(search.schedules > 2_000, "{}", search.schedules);
 }
 
 #[test]
-fn vm_with_every_kind_of_step_holds_under_one_interruption() {
+fn vm_with_every_kind_of_step_holds_under_interruptions() {
     let everything = vec![
         create("dev", NetRequest::Nat, Removal::Keep),
         stop("dev"),
@@ -140,9 +146,10 @@ fn vm_with_every_kind_of_step_holds_under_one_interruption() {
     ];
     let mut run = story(vec![everything]);
     run.facts.kvm = crate::plan::facts::Fitness::Unfit("none".to_owned());
-    let search = Search::of(run, 1, Faults::ALL);
+    let interruptions = number("BANGER_SIM_DEPTH").unwrap_or(1);
+    let search = Search::of(run, interruptions, Faults::ALL);
     search.assert_holds();
-    assert!(search.schedules > 300, "{}", search.schedules);
+    assert!(search.schedules > 400, "{}", search.schedules);
 }
 
 #[test]
@@ -153,7 +160,7 @@ fn stop_and_deletion_beside_another_client_hold_under_two_interruptions() {
     ]);
     let search = Search::of(run, 2, Faults::ALL);
     search.assert_holds();
-    assert!(search.schedules > 1000, "{}", search.schedules);
+    assert!(search.schedules > 10_000, "{}", search.schedules);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::plan::request::{ClientId, OpId, Progress, Reply};
 use crate::plan::retry::Verb;
 use crate::plan::step::{Fault, FaultKind, StepKind};
 
-use super::moves::PowerOffFault;
+use super::moves::{Death, PowerOffFault};
 use super::run::{Flight, Run, ShellBug};
 
 impl Run {
@@ -70,10 +70,9 @@ impl Run {
                     self.lie_unless_dead(vm);
                 }
             }
-            Action::CancelJob { .. }
-            | Action::ForgetGuest { .. }
-            | Action::Log { .. }
-            | Action::Exit => {}
+            // The process ends: what its threads were at has its effect or has not.
+            Action::Exit => self.crash(Death::AfterEffects),
+            Action::CancelJob { .. } | Action::ForgetGuest { .. } | Action::Log { .. } => {}
         }
     }
 

@@ -1,18 +1,19 @@
 //! One simulated history: the mind, its shell, the world, the store and the clients.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
 use crate::failure::{Failure, FailureKind};
 use crate::model::ids::{ContentId, ImageName, KernelName, VmId};
 use crate::model::image::{Image, Kernel};
 use crate::model::units::Bytes;
+use crate::model::vm::Phase;
 use crate::plan::event::{Action, Event, JobId, JobResult, JobWork, RunToken, StepToken, TimerId};
 use crate::plan::facts::{Fitness, HostFacts, Moment};
 use crate::plan::mind::Mind;
 use crate::plan::record::{RowChange, VmRecord};
 use crate::plan::request::{OpId, PullKey, Request};
 use crate::plan::retry::Verb;
-use crate::plan::step::{Fault, FaultKind, Step};
+use crate::plan::step::{Fault, FaultKind, Step, StepKind};
 use crate::store::rows;
 
 use super::client::Clients;
@@ -72,6 +73,10 @@ pub(super) struct Run {
     pub(super) now_ms: u64,
     pub(super) last_op: u64,
     pub(super) history: Vec<Move>,
+    /// A kind of object that does not go away for the time being.
+    pub(super) stubborn: Option<StepKind>,
+    /// Every phase that was ever durable.
+    pub(super) phases: HashSet<Phase>,
     /// The first truth that a reply broke.
     pub(super) lie: Option<String>,
 }
@@ -142,6 +147,8 @@ impl Run {
             now_ms: 0,
             last_op: 0,
             history: Vec::new(),
+            stubborn: None,
+            phases: HashSet::new(),
             lie: None,
         }
     }
@@ -220,6 +227,7 @@ impl Run {
         let fails = |kind| Err(Fault::new(kind, format!("{:?} fails", flight.step.kind())));
         let mut result = match fate {
             _ if flight.cancelled && !flight.step.leaves_object() => fails(FaultKind::Cancelled),
+            _ if self.clings(&flight) => fails(FaultKind::Busy),
             Fate::Works => self.world.act(flight.verb, &flight.step),
             Fate::FailsBefore(kind) => fails(kind),
             Fate::FailsAfter(kind) => {
@@ -236,6 +244,10 @@ impl Run {
         let late = std::mem::take(&mut self.late_saves);
         self.check_world();
         self.write(&late);
+    }
+
+    fn clings(&self, flight: &Flight) -> bool {
+        flight.verb == Verb::Absent && self.stubborn == Some(flight.step.kind())
     }
 
     fn end_job(&mut self, index: usize, fate: JobFate) {
@@ -298,7 +310,7 @@ impl Run {
         self.hear(Event::Opened);
     }
 
-    fn crash(&mut self, death: Death) {
+    pub(super) fn crash(&mut self, death: Death) {
         for flight in std::mem::take(&mut self.flights) {
             match death {
                 Death::BeforeEffects => {}
@@ -341,6 +353,7 @@ impl Run {
         for change in changes.iter().cloned() {
             match change {
                 RowChange::PutVm(vm) => {
+                    self.phases.insert(vm.phase);
                     self.disk.vms.insert(vm.id, *vm);
                 }
                 RowChange::DropVm(id) => {

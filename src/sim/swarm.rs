@@ -4,13 +4,18 @@
 //! with everything at once rarely gets far. When the story is told, the faults are
 //! switched off: everything must come to rest, and after one more restart cleanly.
 
+use std::collections::HashSet;
+
 use crate::model::net::NetRequest;
+use crate::model::vm::Phase;
 use crate::plan::record::Removal;
 use crate::plan::request::{Force, Refresh, Request};
+use crate::plan::step::StepKind;
 
 use super::client::{create, delete, kill, reset, restart, start, stop};
+use super::explore::number;
 use super::moves::{Death, Faults, Move};
-use super::run::Run;
+use super::run::{Run, ShellBug};
 use super::truth::Rest;
 
 /// Moves under faults.
@@ -65,7 +70,7 @@ fn some_request(dice: &mut Dice) -> Request {
     let net = *dice.pick(&[NetRequest::Auto, NetRequest::Nat, NetRequest::None]);
     let removal = *dice.pick(&[Removal::Keep, Removal::Keep, Removal::WithClient]);
     let image = || "small".to_owned();
-    match dice.below(16) {
+    match dice.below(33) / 2 {
         0..=4 => create(name, net, removal),
         5 => start(name),
         6 | 7 => stop(name),
@@ -78,12 +83,13 @@ fn some_request(dice: &mut Dice) -> Request {
             name: image(),
             refresh: Refresh::Again,
         },
-        _ => Request::ImageDelete { name: image() },
+        15 => Request::ImageDelete { name: image() },
+        _ => Request::Shutdown,
     }
 }
 
-/// Tells the story of a seed; the broken truth and the moves that led to it.
-pub(super) fn tell(seed: u64, prepare: impl FnOnce(&mut Run)) -> Result<(), (String, Vec<Move>)> {
+/// Tells the story of a seed: how it ended, and the run with its history.
+fn tell(seed: u64, bug: ShellBug) -> (Result<(), String>, Run) {
     let mut dice = Dice(seed);
     let faults = some_faults(&mut dice);
     let one_in = 2 + dice.below(30);
@@ -92,14 +98,17 @@ pub(super) fn tell(seed: u64, prepare: impl FnOnce(&mut Run)) -> Result<(), (Str
         .map(|_| (0..12).map(|_| some_request(&mut dice)).collect())
         .collect();
     let mut run = Run::new(scripts);
-    prepare(&mut run);
+    run.bug = bug;
+    let stubborn = [StepKind::Tap, StepKind::WorkDisk, StepKind::UpperDisk];
+    run.stubborn = stubborn.get(dice.below(12)).copied();
     let told = disturb(&mut run, &mut dice, faults, one_in)
         .and_then(|()| settle(&mut run, Rest::Any))
         .and_then(|()| {
+            run.stubborn = None;
             run.apply(&Move::Crash(Death::BeforeEffects));
             settle(&mut run, Rest::Clean)
         });
-    told.map_err(|broken| (broken, run.history))
+    (told, run)
 }
 
 fn disturb(run: &mut Run, dice: &mut Dice, faults: Faults, one_in: usize) -> Result<(), String> {
@@ -128,23 +137,39 @@ fn settle(run: &mut Run, rest: Rest) -> Result<(), String> {
     Err("it never comes to rest".to_owned())
 }
 
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok()?.parse().ok()
-}
-
 #[test]
-fn seeded_stories_hold() {
-    let seeds = match number("BANGER_SIM_SEED") {
+fn seeded_stories_hold_and_pass_through_every_phase() {
+    let chosen = number("BANGER_SIM_SEED");
+    let seeds = match chosen {
         Some(seed) => seed..seed + 1,
         None => 0..number("BANGER_SIM_RUNS").unwrap_or(RUNS),
     };
+    let mut phases = HashSet::new();
     for seed in seeds {
-        if let Err((broken, moves)) = tell(seed, |_| {}) {
+        let (told, run) = tell(seed, ShellBug::None);
+        if let Err(broken) = told {
+            let moves = &run.history;
             let last = &moves[moves.len().saturating_sub(60)..];
-            panic!(
-                "{broken}\nafter {} moves, the last of them {last:#?}\nBANGER_SIM_SEED={seed}",
-                moves.len()
-            );
+            let count = moves.len();
+            panic!("{broken}\nthe last of {count} moves: {last:#?}\nBANGER_SIM_SEED={seed}");
         }
+        phases.extend(run.phases);
     }
+    assert!(
+        chosen.is_some() || phases.len() == Phase::ALL.len(),
+        "{phases:?}"
+    );
+}
+
+#[test]
+fn story_of_a_seed_is_the_same_each_time() {
+    let (first, second) = (tell(7, ShellBug::None).1, tell(7, ShellBug::None).1);
+    assert!(first.history.len() > 100);
+    assert_eq!(first.history, second.history);
+}
+
+#[test]
+fn story_with_a_lying_shell_is_found_by_some_seed() {
+    let found = (0..RUNS).any(|seed| tell(seed, ShellBug::ReplyBeforeSave).0.is_err());
+    assert!(found);
 }
