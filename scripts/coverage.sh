@@ -1,5 +1,5 @@
 #!/bin/bash
-# Line coverage of the unit and black box tests, by file, least covered first.
+# Line coverage of the unit tests, by file.
 #
 #   scripts/coverage.sh             report in build/coverage.txt
 #
