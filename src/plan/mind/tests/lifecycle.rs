@@ -1,0 +1,327 @@
+//! What becomes of a VM.
+
+use super::*;
+
+#[test]
+fn create_and_start_leads_to_a_running_vm_with_a_lease() {
+    let mut desk = Desk::new(stocked());
+    desk.ask(1, create("dev", Removal::Keep));
+    let Reply::Vm(vm) = desk.last_reply() else {
+        panic!("{:?}", desk.last_reply());
+    };
+    assert_eq!(vm.phase, Phase::Running);
+    assert!(vm.lease.is_some() && vm.started_at == Some(1000));
+    assert_eq!(desk.steps.last(), Some(&(Verb::Ensure, StepKind::Ready)));
+}
+
+#[test]
+fn stop_removes_the_run_in_reverse_and_start_makes_it_again() {
+    let mut desk = Desk::new(stocked());
+    desk.ask(1, create("dev", Removal::Keep));
+    desk.steps.clear();
+    desk.ask(
+        1,
+        Request::Stop {
+            target: target("dev"),
+        },
+    );
+    let kinds: Vec<StepKind> = desk.steps.iter().map(|(_, kind)| *kind).collect();
+    use StepKind as K;
+    assert_eq!(
+        kinds,
+        [
+            K::Vmm,
+            K::VsockBackend,
+            K::Cgroup,
+            K::NetRules,
+            K::Tap,
+            K::RunDirectory
+        ]
+    );
+    assert_eq!(desk.vms()[0].phase, Phase::Stopped);
+    desk.ask(
+        1,
+        Request::Start {
+            target: target("dev"),
+        },
+    );
+    assert_eq!(desk.vms()[0].phase, Phase::Running);
+}
+
+#[test]
+fn fault_while_creating_leaves_no_vm() {
+    let mut desk = Desk::new(stocked());
+    desk.fails = Some((Verb::Ensure, StepKind::WorkDisk, FaultKind::Full));
+    desk.ask(1, create("dev", Removal::Keep));
+    assert!(desk.failure().to_string().starts_with("create vm dev"));
+    assert!(desk.failure().hint.as_ref().unwrap().contains("prune"));
+    assert!(desk.vms().is_empty());
+}
+
+#[test]
+fn start_that_never_runs_takes_its_creation_with_it() {
+    let mut desk = Desk::new(stocked());
+    desk.fails = Some((Verb::Ensure, StepKind::Vmm, FaultKind::Missing));
+    desk.ask(1, create("dev", Removal::Keep));
+    assert!(desk.failure().to_string().starts_with("start vm dev"));
+    assert!(desk.vms().is_empty());
+}
+
+#[test]
+fn guest_that_never_answers_is_kept_and_said_so() {
+    let mut desk = Desk::new(stocked());
+    desk.fails = Some((Verb::Ensure, StepKind::Ready, FaultKind::Timeout));
+    desk.ask(1, create("dev", Removal::WithClient));
+    assert!(
+        desk.failure()
+            .hint
+            .as_ref()
+            .unwrap()
+            .contains("vm logs dev --console")
+    );
+    desk.hear(Event::ClientGone {
+        client: ClientId(1),
+    });
+    let vms = desk.vms();
+    assert_eq!(vms[0].phase, Phase::Stopped);
+    assert_eq!(vms[0].removal, Removal::Keep);
+    assert_eq!(vms[0].reason.as_deref(), Some("planted"));
+}
+
+#[test]
+fn vm_of_a_client_goes_with_its_connection() {
+    let mut desk = Desk::new(stocked());
+    desk.ask(1, create("dev", Removal::WithClient));
+    assert_eq!(desk.vms().len(), 1);
+    desk.hear(Event::ClientGone {
+        client: ClientId(2),
+    });
+    assert_eq!(desk.vms().len(), 1);
+    desk.hear(Event::ClientGone {
+        client: ClientId(1),
+    });
+    assert!(desk.vms().is_empty());
+}
+
+#[test]
+fn client_that_leaves_while_the_guest_boots_turns_the_start() {
+    let mut desk = Desk::new(stocked());
+    desk.holds = Some(StepKind::Ready);
+    desk.ask(1, create("dev", Removal::Keep));
+    desk.hear(Event::ClientGone {
+        client: ClientId(1),
+    });
+    let cancelled = desk.others.iter().find_map(|action| match action {
+        Action::CancelStep { vm, token } => Some((*vm, *token)),
+        _ => None,
+    });
+    let (vm, token) = cancelled.expect("the waiting for the guest is cancelled");
+    let result = Err(Fault::new(FaultKind::Cancelled, "flag raised"));
+    desk.hear(Event::StepDone { vm, token, result });
+    assert!(desk.vms().is_empty());
+}
+
+#[test]
+fn stop_behind_a_start_turns_it_and_both_are_answered() {
+    let mut desk = Desk::new(stocked());
+    desk.ask(1, create("dev", Removal::Keep));
+    desk.ask(
+        1,
+        Request::Stop {
+            target: target("dev"),
+        },
+    );
+    desk.holds = Some(StepKind::Booted);
+    desk.ask(
+        1,
+        Request::Start {
+            target: target("dev"),
+        },
+    );
+    desk.replies.clear();
+    desk.ask(
+        2,
+        Request::Stop {
+            target: target("dev"),
+        },
+    );
+    let cancelled = desk.others.iter().find_map(|action| match action {
+        Action::CancelStep { vm, token } => Some((*vm, *token)),
+        _ => None,
+    });
+    let (vm, token) = cancelled.unwrap();
+    desk.hear(Event::StepDone {
+        vm,
+        token,
+        result: Ok(()),
+    });
+    assert!(
+        matches!(&desk.replies[0], (ClientId(1), Reply::Failed(f)) if f.kind == FailureKind::Cancelled)
+    );
+    assert!(matches!(&desk.replies[1], (ClientId(2), Reply::Vm(vm)) if vm.phase == Phase::Stopped));
+}
+
+#[test]
+fn running_vm_is_deleted_only_with_force() {
+    let mut desk = Desk::new(stocked());
+    desk.ask(1, create("dev", Removal::Keep));
+    let delete = |force| Request::Delete {
+        target: target("dev"),
+        force,
+    };
+    desk.ask(1, delete(Force::Refuse));
+    assert_eq!(desk.failure().kind, FailureKind::Busy);
+    desk.ask(1, delete(Force::Kill));
+    assert!(matches!(desk.last_reply(), Reply::Deleted { .. }));
+    assert!(desk.vms().is_empty());
+}
+
+#[test]
+fn crash_with_a_running_vm_adopts_it_and_its_later_exit_is_noticed() {
+    let mut desk = Desk::new(stocked());
+    desk.ask(1, create("dev", Removal::Keep));
+    let vm = desk.vms().remove(0);
+    let loaded = Loaded {
+        vms: vec![vm.clone()],
+        ..stocked()
+    };
+    let mut desk = Desk::with_alive(loaded, BTreeSet::from([vm.id]));
+    assert!(desk.steps.is_empty());
+    let run = desk.others.iter().find_map(|action| match action {
+        Action::Watch { run, .. } => Some(*run),
+        _ => None,
+    });
+    desk.hear(Event::VmmExited {
+        vm: vm.id,
+        run: run.expect("it is watched"),
+        reason: "killed by signal 9".to_owned(),
+    });
+    let vm = desk.vms().remove(0);
+    assert_eq!(vm.phase, Phase::Stopped);
+    assert_eq!(vm.reason.as_deref(), Some("killed by signal 9"));
+}
+
+#[test]
+fn restart_leads_back_to_running() {
+    let mut desk = Desk::new(stocked());
+    desk.ask(1, create("dev", Removal::Keep));
+    desk.ask(
+        1,
+        Request::Restart {
+            target: target("dev"),
+        },
+    );
+    assert!(matches!(desk.last_reply(), Reply::Vm(vm) if vm.phase == Phase::Running));
+}
+
+#[test]
+fn reset_makes_only_the_upper_disk_anew() {
+    let mut desk = Desk::new(stocked());
+    desk.ask(1, create("dev", Removal::Keep));
+    desk.ask(
+        1,
+        Request::Stop {
+            target: target("dev"),
+        },
+    );
+    desk.steps.clear();
+    desk.ask(
+        1,
+        Request::Reset {
+            target: target("dev"),
+        },
+    );
+    let upper = StepKind::UpperDisk;
+    assert_eq!(desk.steps, [(Verb::Absent, upper), (Verb::Ensure, upper)]);
+    assert_eq!(desk.vms()[0].phase, Phase::Stopped);
+}
+
+#[test]
+fn shutdown_ends_at_once_when_idle_and_refuses_new_work() {
+    let mut desk = Desk::new(stocked());
+    desk.end_sweep();
+    desk.hear(Event::Shutdown);
+    assert!(desk.others.contains(&Action::Exit));
+    desk.ask(1, create("dev", Removal::Keep));
+    assert_eq!(desk.failure().kind, FailureKind::Busy);
+}
+
+#[test]
+fn at_most_eight_steps_are_under_way() {
+    let mut desk = Desk::new(stocked());
+    desk.holds = Some(StepKind::VmDirectory);
+    for number in 0..12 {
+        desk.ask(number, create(&format!("vm{number}"), Removal::Keep));
+    }
+    assert_eq!(desk.steps.len(), 8);
+    let (vm, token) = desk.held[0];
+    let result = Ok(());
+    desk.hear(Event::StepDone { vm, token, result });
+    let first = desk
+        .steps
+        .iter()
+        .filter(|(_, kind)| *kind == StepKind::VmDirectory);
+    assert_eq!(first.count(), 9);
+}
+
+#[test]
+fn unreadable_vm_is_shown_stuck_and_can_only_be_deleted() {
+    let unreadable = crate::plan::record::Unreadable {
+        id: crate::model::ids::VmId::from_bits(5),
+        name: Some("old".parse().unwrap()),
+        lease: None,
+        reason: "unknown step".to_owned(),
+    };
+    let mut desk = Desk::new(Loaded {
+        unreadable: vec![unreadable],
+        ..stocked()
+    });
+    assert!(desk.steps.is_empty() && desk.rows.is_empty() && desk.jobs.is_empty());
+    assert_eq!(desk.vms()[0].phase, Phase::Stuck);
+    desk.ask(
+        1,
+        Request::Start {
+            target: target("old"),
+        },
+    );
+    assert!(
+        desk.failure()
+            .hint
+            .as_ref()
+            .unwrap()
+            .contains("vm delete old")
+    );
+    desk.ask(
+        1,
+        Request::Delete {
+            target: target("old"),
+            force: Force::Refuse,
+        },
+    );
+    assert!(matches!(desk.last_reply(), Reply::Deleted { .. }));
+    assert_eq!(desk.steps.len(), 9, "every object it could have is removed");
+    assert!(desk.vms().is_empty());
+}
+
+#[test]
+fn kill_ends_the_waiting_for_a_guest_that_powers_off() {
+    let mut desk = Desk::new(stocked());
+    desk.ask(1, create("dev", Removal::Keep));
+    desk.deaf = true;
+    desk.ask(
+        1,
+        Request::Stop {
+            target: target("dev"),
+        },
+    );
+    assert_eq!(desk.vms()[0].phase, Phase::Stopping);
+    desk.replies.clear();
+    desk.ask(
+        2,
+        Request::Kill {
+            target: target("dev"),
+        },
+    );
+    assert_eq!(desk.replies.len(), 2);
+    assert_eq!(desk.vms()[0].phase, Phase::Stopped);
+}
