@@ -27,6 +27,10 @@ e2e *filter:
 smoke:
     scripts/smoke.sh
 
+# Measure start, exec and delete against a bare VMM
+bench:
+    scripts/bench.sh
+
 # Assert that the built program is one static file under 12 MB
 static: build
     scripts/static.sh

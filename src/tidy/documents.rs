@@ -106,7 +106,7 @@ fn agents_md_names_paths_and_recipes_that_exist() {
 fn every_recipe_calls_a_script_that_exists() {
     let recipes = justfile();
     let names = [
-        "build", "test", "lint", "sim", "e2e", "smoke", "static", "coverage", "doc",
+        "build", "test", "lint", "sim", "e2e", "smoke", "bench", "static", "coverage", "doc",
     ];
     for name in names {
         let scripts = recipes.iter().find(|(recipe, _)| recipe == name);

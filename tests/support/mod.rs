@@ -235,7 +235,7 @@ impl Drop for Banger {
             let names = self.run(&["vm", "list", "--quiet"]).text();
             let names: Vec<&str> = names.split_whitespace().collect();
             if !names.is_empty() {
-                self.run(&[&["vm", "delete", "--force"], names.as_slice()].concat());
+                self.run(&[&["vm", "delete"], names.as_slice()].concat());
             }
             self.run(&["daemon", "stop"]);
         }

@@ -1,0 +1,166 @@
+//! How fast a VM is, against what the same guest takes without us: ratios of one run.
+//!
+//! `scripts/bench.sh` runs it with the release binary; docs/benchmarks.md explains the
+//! rows and keeps figures. Nothing here passes or fails: a time is no test.
+
+// A benchmark's output is what it is for.
+#![allow(clippy::print_stdout)]
+
+mod bare;
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use bare::Bare;
+use rustix::event::{Timespec, poll};
+use support::Banger;
+
+const IMAGE: &str = "debian-minimal";
+const ROUNDS: usize = 10;
+const QUICK_ROUNDS: usize = 50;
+/// How long an idle daemon is watched.
+const IDLE: Duration = Duration::from_secs(20);
+
+fn main() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.ok(&["vm", "run", "--rm", "--image", IMAGE, "--", "true"]);
+    start(&banger);
+    banger.boot("a");
+    exec(&banger);
+    banger.ok(&["vm", "delete", "a"]);
+    delete(&banger);
+    idle(&banger);
+}
+
+/// `vm run --rm -- true` against the bare VMM, taken in turns.
+fn start(banger: &Banger) {
+    let bare = Bare::of(banger);
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        ours.push(time(|| {
+            banger.ok(&["vm", "run", "--rm", "--image", IMAGE, "--", "true"]);
+        }));
+        theirs.push(bare.time_to_init());
+    }
+    let (ours, theirs) = (Times::of(ours), Times::of(theirs));
+    row("vm run --rm -- true", &ours);
+    row("bare VMM to the guest's call", &theirs);
+    let to_init = theirs.median.saturating_sub(bare.in_init);
+    let name = "  of it to /init";
+    println!("{name:<36} {:>9.1} ms", milliseconds(to_init));
+    for (name, bare) in [
+        ("  ratio to the call", theirs.median),
+        ("  ratio to /init", to_init),
+    ] {
+        let ratio = ours.median.as_secs_f64() / bare.as_secs_f64();
+        println!("{name:<36} {ratio:>9.2}");
+    }
+}
+
+fn exec(banger: &Banger) {
+    let agent = bare::agent_socket(banger);
+    let (mut whole, mut guest) = (Vec::new(), Vec::new());
+    for _ in 0..QUICK_ROUNDS {
+        whole.push(time(|| {
+            banger.exec("a", &["true"]);
+        }));
+        guest.push(time(|| bare::exec_true(&agent)));
+    }
+    let (whole, guest) = (Times::of(whole), Times::of(guest));
+    row("vm exec a -- true", &whole);
+    row("  of it the stream and the guest", &guest);
+    let ours = whole.median.saturating_sub(guest.median);
+    println!(
+        "{:<36} {:>9.1} ms",
+        "  so the host's share",
+        milliseconds(ours)
+    );
+}
+
+fn delete(banger: &Banger) {
+    let mut times = Vec::new();
+    for _ in 0..ROUNDS {
+        banger.boot("b");
+        times.push(time(|| {
+            banger.ok(&["vm", "delete", "b"]);
+        }));
+    }
+    row("vm delete of a running VM", &Times::of(times));
+}
+
+/// What the daemon takes when nobody asks it anything.
+fn idle(banger: &Banger) {
+    let pid = banger.daemon().expect("a daemon runs");
+    let before = switches(pid);
+    let limit = Timespec::try_from(IDLE).expect("seconds fit");
+    poll(&mut [], Some(&limit)).expect("poll waits");
+    let wakes = switches(pid) - before;
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+    let resident = number(&status, "VmRSS:");
+    println!(
+        "{:<36} {:>9.1} MiB",
+        "idle daemon, resident",
+        resident as f64 / 1024.0
+    );
+    println!(
+        "{:<36} {wakes:>9} in {} s",
+        "idle daemon, wake-ups",
+        IDLE.as_secs()
+    );
+}
+
+/// Context switches of all threads of a process.
+fn switches(pid: u32) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the daemon lives");
+    let status = |task: &Path| fs::read_to_string(task.join("status")).unwrap_or_default();
+    tasks
+        .flatten()
+        .map(|task| number(&status(&task.path()), "\nvoluntary_ctxt_switches:"))
+        .sum()
+}
+
+fn number(status: &str, field: &str) -> u64 {
+    let rest = status.split(field).nth(1).unwrap_or_default();
+    let word = rest.split_whitespace().next().unwrap_or_default();
+    word.parse().unwrap_or(0)
+}
+
+fn time(act: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    act();
+    start.elapsed()
+}
+
+/// The best, the middle and the worst of several times.
+struct Times {
+    best: Duration,
+    median: Duration,
+    worst: Duration,
+}
+
+impl Times {
+    fn of(mut all: Vec<Duration>) -> Times {
+        all.sort();
+        Times {
+            best: all[0],
+            median: all[all.len() / 2],
+            worst: all[all.len() - 1],
+        }
+    }
+}
+
+fn row(name: &str, times: &Times) {
+    println!(
+        "{name:<36} {:>9.1} ms   ({:.1} to {:.1})",
+        milliseconds(times.median),
+        milliseconds(times.best),
+        milliseconds(times.worst)
+    );
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
