@@ -22,7 +22,7 @@ pub struct Bare {
     folder: tempfile::TempDir,
     back_end: Vec<String>,
     vmm: Vec<String>,
-    /// What `/init` does before it calls: modules and disks, by its own clock.
+    /// What `/init` does before it calls, which is loading modules; by its own clock.
     pub in_init: Duration,
 }
 
@@ -55,7 +55,7 @@ impl Bare {
         };
         let view = banger.json(&["vm", "show", "bare"]);
         let bare = Bare {
-            in_init: phase(&view, "disks").saturating_sub(phase(&view, "kernel")),
+            in_init: phase(&view, "modules").saturating_sub(phase(&view, "kernel")),
             back_end: of("vhost-device-vsock"),
             vmm: unattended(of("qemu-system")),
             folder,
