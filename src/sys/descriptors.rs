@@ -15,9 +15,11 @@ pub fn close_all_but(keep: &[RawFd]) -> io::Result<()> {
         open.extend(name.to_str().and_then(|name| name.parse::<RawFd>().ok()));
     }
     for number in open {
-        if number > 2 && !keep.contains(&number) {
-            // SAFETY: by this function's contract no value in this process owns the
-            // descriptor. One that is closed already (the listing's own) gives EBADF.
+        // The listing's own descriptor was in the list and is closed by now.
+        let is_open = fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_ok();
+        if number > 2 && is_open && !keep.contains(&number) {
+            // SAFETY: open, and by this function's contract no value in this process
+            // owns it.
             unsafe { rustix::io::close(number) };
         }
     }

@@ -1,4 +1,6 @@
-//! The smallest guest that KVM can run: one processor in real mode, one page of code.
+//! The smallest guest that KVM can run: one processor in flat 32-bit mode, one page of
+//! code. Not in real mode, which older processors and some nested ones leave to KVM's
+//! emulator even where ordinary guests run at full speed.
 //!
 //! Numbers and layouts from `linux/kvm.h` and `asm/kvm.h`; see the kernel's
 //! Documentation/virt/kvm/api.rst. x86-64 only.
@@ -75,8 +77,8 @@ impl Kvm {
         returning::<{ opcode::none(KVM, 0x03) }>(&self.0, number)
     }
 
-    /// Makes a machine whose processor is about to execute `code` at address 0 in real
-    /// mode.
+    /// Makes a machine whose processor is about to execute `code` at address 0 in 32-bit
+    /// mode without paging.
     pub fn tiny_machine(&self, code: &[u8]) -> io::Result<TinyMachine> {
         let memory = Mapping::anonymous(PAGE)?;
         memory.fill(code)?;
@@ -121,21 +123,60 @@ const _: () = assert!(size_of::<MemoryRegion>() == 32);
 
 /// `struct kvm_segment`.
 #[repr(C)]
+#[derive(Clone, Copy)]
 struct Segment {
     base: u64,
     limit: u32,
     selector: u16,
-    rest: [u8; 10],
+    kind: u8,
+    present: u8,
+    privilege: u8,
+    is_32_bit: u8,
+    is_code_or_data: u8,
+    is_64_bit: u8,
+    in_pages: u8,
+    available: u8,
+    unusable: u8,
+    padding: u8,
 }
 const _: () = assert!(size_of::<Segment>() == 24);
 
-/// `struct kvm_sregs`: the code segment is its first field.
+/// `struct kvm_sregs`: segments cs, ds, es, fs, gs, ss, tr, ldt; the two descriptor
+/// tables (four words); control register 0; and what is of no interest here.
 #[repr(C)]
 struct SystemRegisters {
-    code: Segment,
-    rest: [u64; 36],
+    segments: [Segment; 8],
+    tables: [u64; 4],
+    control: u64,
+    rest: [u64; 10],
 }
 const _: () = assert!(size_of::<SystemRegisters>() == 312);
+
+/// Of control register 0: protected mode (Intel SDM, volume 3, 2.5).
+const PROTECTED: u64 = 1;
+/// Segment types: code that may be read, data that may be written, both accessed
+/// (Intel SDM, volume 3, 3.4.5.1).
+const CODE: u8 = 11;
+const DATA: u8 = 3;
+
+/// All 4 GiB from address 0.
+fn flat(kind: u8, selector: u16) -> Segment {
+    Segment {
+        base: 0,
+        limit: u32::MAX,
+        selector,
+        kind,
+        present: 1,
+        privilege: 0,
+        is_32_bit: 1,
+        is_code_or_data: 1,
+        is_64_bit: 0,
+        in_pages: 1,
+        available: 0,
+        unusable: 0,
+        padding: 0,
+    }
+}
 
 /// `struct kvm_regs`: rax to r15 (16 words), rip, rflags.
 #[repr(C)]
@@ -162,7 +203,8 @@ fn give_memory(machine: &OwnedFd, memory: &Mapping) -> io::Result<()> {
     Ok(unsafe { ioctl::ioctl(machine, request) }?)
 }
 
-/// Real mode is how a processor comes up, but with its code at the end of memory.
+/// Takes the processor from how it comes up (real mode, at the end of memory) to 32-bit
+/// code at address 0.
 fn start_at_zero(processor: &OwnedFd) -> io::Result<()> {
     const GET_SYSTEM: Opcode = opcode::read::<SystemRegisters>(KVM, 0x83);
     const SET_SYSTEM: Opcode = opcode::write::<SystemRegisters>(KVM, 0x84);
@@ -171,8 +213,11 @@ fn start_at_zero(processor: &OwnedFd) -> io::Result<()> {
     let get = unsafe { Getter::<GET_SYSTEM, SystemRegisters>::new() };
     // SAFETY: the opcode and its argument belong together, see above.
     let mut system = unsafe { ioctl::ioctl(processor, get) }?;
-    system.code.base = 0;
-    system.code.selector = 0;
+    system.segments[0] = flat(CODE, 8);
+    for segment in &mut system.segments[1..6] {
+        *segment = flat(DATA, 16);
+    }
+    system.control |= PROTECTED;
     // SAFETY: KVM_SET_SREGS reads one `struct kvm_sregs`.
     let set = unsafe { Setter::<SET_SYSTEM, SystemRegisters>::new(system) };
     // SAFETY: the opcode and its argument belong together, see above.

@@ -19,15 +19,18 @@ use crate::host::fault::fault;
 use crate::host::process::{Children, Process};
 use crate::sys::kvm::{API_VERSION, Exit, Kvm, NEEDED};
 
-/// Time for the trial: it takes 10 to 100 microseconds where KVM is what it should be.
+/// Time for the whole trial, the start of its process included.
 const TRIAL_LIMIT: Duration = Duration::from_secs(1);
-/// Slower than this is no ordinary guest.
-const FIT_LIMIT: Duration = Duration::from_millis(50);
 
-/// Rounds of the guest: each leaves it once, by a write to a port.
+/// Rounds of the guest: each leaves it once, by a write to a port. The fastest counts,
+/// because a busy host interrupts some.
 const ROUNDS: u8 = 8;
-/// What the guest executes in all, about: two instructions for each of 1000 turns.
-const INSTRUCTIONS: u32 = ROUNDS as u32 * 2000;
+/// What the guest executes in a round, about: two instructions for each of 1000 turns.
+const INSTRUCTIONS: u32 = 2000;
+/// Slower than this, in nanoseconds for an instruction, is no ordinary guest: a
+/// processor of its own takes 0.5 and, where virtualisation is nested, up to 25 more
+/// for this round's share of leaving the guest. Under PVM 500 were measured.
+const FIT_LIMIT_NS: u128 = 100;
 
 /// Whether KVM runs ordinary guests.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,8 +86,9 @@ pub fn try_out(own_program: &Path) -> Fitness {
             ", and cannot be killed"
         };
         return Fitness::Unfit(format!(
-            "a guest of about {INSTRUCTIONS} instructions is not done after {} s{stuck}: this \
-             host's KVM does not run ordinary guests at a usable speed",
+            "a guest of {} instructions is not done after {} s{stuck}: this host's KVM is not \
+             made for ordinary guests",
+            INSTRUCTIONS * u32::from(ROUNDS),
             TRIAL_LIMIT.as_secs()
         ));
     }
@@ -103,21 +107,24 @@ pub fn try_out(own_program: &Path) -> Fitness {
 /// The role `kvm-probe`: runs the guest here and says on standard output how it went.
 pub fn run() -> ExitCode {
     let fitness = match trial() {
-        Ok(taken) if taken > FIT_LIMIT => Fitness::Unfit(format!(
-            "a guest of about {INSTRUCTIONS} instructions took {} ms: this host's KVM does not \
-             run ordinary guests at a usable speed",
-            taken.as_millis()
-        )),
-        Ok(taken) => Fitness::Fit(format!(
-            "a guest of about {INSTRUCTIONS} instructions took {} us",
-            taken.as_micros()
-        )),
+        Ok(round) => verdict(round),
         Err(why) => Fitness::Unfit(why),
     };
     match writeln!(std::io::stdout(), "{}", fitness.line()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
+}
+
+fn verdict(round: Duration) -> Fitness {
+    let each = round.as_nanos() / u128::from(INSTRUCTIONS);
+    if each > FIT_LIMIT_NS {
+        return Fitness::Unfit(format!(
+            "its guests take {each} ns for an instruction, hundreds of times too long: this \
+             host's KVM is not made for ordinary guests"
+        ));
+    }
+    Fitness::Fit(format!("its guests take {each} ns for an instruction"))
 }
 
 impl Fitness {
@@ -176,40 +183,41 @@ fn open() -> Result<Kvm, String> {
     Ok(kvm)
 }
 
-/// Runs the guest; how long it took.
+/// Runs the guest; how long its fastest round took.
 fn trial() -> Result<Duration, String> {
     let kvm = open()?;
     let say = |what: &str, error| fault(what, error).what;
     let mut machine = kvm
         .tiny_machine(&guest())
         .map_err(|error| say("make a guest of KVM", error))?;
-    let start = Instant::now();
-    for _ in 0..ROUNDS {
+    let mut fastest = Duration::MAX;
+    for round in 0..=ROUNDS {
+        let start = Instant::now();
         let exit = machine
             .run()
             .map_err(|error| say("run a guest of KVM", error))?;
-        if exit != Exit::Io {
+        let expected = if round < ROUNDS { Exit::Io } else { Exit::Halt };
+        if exit != expected {
             return Err(format!("a guest of KVM went astray: {exit:?}"));
         }
+        if round < ROUNDS {
+            fastest = fastest.min(start.elapsed());
+        }
     }
-    match machine.run() {
-        Ok(Exit::Halt) => Ok(start.elapsed()),
-        Ok(other) => Err(format!("a guest of KVM went astray: {other:?}")),
-        Err(error) => Err(say("run a guest of KVM", error)),
-    }
+    Ok(fastest)
 }
 
-/// 16-bit code: eight times, count 1000 down to 0 and write to port 0x80; then halt.
-fn guest() -> [u8; 15] {
+/// 32-bit code: eight times, count 1000 down to 0 and write to port 0x80; then halt.
+fn guest() -> [u8; 17] {
     [
-        0xB3, ROUNDS, //       mov bl, ROUNDS
-        0xB9, 0xE8, 0x03, // 1: mov cx, 1000
-        0x49, //             2: dec cx
-        0x75, 0xFD, //          jnz 2b
-        0xE6, 0x80, //          out 0x80, al
-        0xFE, 0xCB, //          dec bl
-        0x75, 0xF4, //          jnz 1b
-        0xF4, //                hlt
+        0xB3, ROUNDS, //             mov bl, ROUNDS
+        0xB9, 0xE8, 0x03, 0, 0,    // 1: mov ecx, 1000
+        0x49, //                   2: dec ecx
+        0x75, 0xFD, //                jnz 2b
+        0xE6, 0x80, //                out 0x80, al
+        0xFE, 0xCB, //                dec bl
+        0x75, 0xF2, //                jnz 1b
+        0xF4, //                      hlt
     ]
 }
 
@@ -226,6 +234,12 @@ mod tests {
             assert_eq!(Fitness::read(&fitness.line()), Some(fitness));
         }
         assert_eq!(Fitness::read("perhaps so"), None);
+    }
+
+    #[test]
+    fn a_guest_hundreds_of_times_too_slow_is_unfit() {
+        assert!(verdict(Duration::from_micros(40)).is_fit());
+        assert!(!verdict(Duration::from_millis(2)).is_fit());
     }
 
     #[test]

@@ -51,6 +51,25 @@ pub fn wait_for_folder(folder: &Path, wished: impl Fn(&Path) -> bool) {
     }
 }
 
+/// Waits until `look` finds something; looks at each change of a file in the folder.
+#[track_caller]
+pub fn wait_for_change<T>(folder: &Path, look: impl Fn() -> Option<T>) -> T {
+    let watch = inotify::init(CreateFlags::CLOEXEC).expect("inotify is there");
+    let changes = WatchFlags::CREATE | WatchFlags::MODIFY | WatchFlags::MOVED_TO;
+    inotify::add_watch(&watch, folder, changes).expect("the folder to watch exists");
+    let end = Instant::now() + DEADLINE;
+    let mut buffer = [0; 16 * 1024];
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        let changed = wait_readable(&watch, left);
+        assert!(changed, "{} does not change as wished", folder.display());
+        rustix::io::read(&watch, &mut buffer[..]).expect("a readable watch can be read");
+    }
+}
+
 /// Asks again and again until the answer pleases. For what has no event that a test
 /// could wait for; the question itself takes the time of a process.
 #[track_caller]

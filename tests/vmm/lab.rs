@@ -1,0 +1,167 @@
+//! A VM's files in directories of its own, and the steps that run it.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+
+use banger::host::layout::Layout;
+use banger::host::process::{Marker, find};
+use banger::host::{Host, RealHost, Settings};
+use banger::model::ids::VmId;
+use banger::model::net::NetMode;
+use banger::model::units::Bytes;
+use banger::model::vm::VmmKind;
+use banger::plan::step::{Machine, Presence, Step};
+use banger::vmm::initrd::OwnProgram;
+use tempfile::TempDir;
+
+use crate::kernel;
+use crate::support::events::wait_for_change;
+
+/// A host with one VM whose kernel is tiny and whose disks are empty.
+pub struct Lab {
+    pub host: RealHost,
+    pub vm: VmId,
+    pub machine: Machine,
+    _root: TempDir,
+}
+
+impl Lab {
+    /// `vm` tells the tests of this process apart.
+    pub fn new(kind: VmmKind, vm: u32) -> Lab {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout {
+            state: root.path().join("s"),
+            cache: cache(),
+            runtime: root.path().join("r"),
+        };
+        let machine = Machine {
+            kind,
+            vcpu: 1,
+            memory: Bytes::mib(128),
+            image: "00000000000000aa".parse().unwrap(),
+            kernel: "00000000000000bb".parse().unwrap(),
+            net: NetMode::None,
+            publish: Vec::new(),
+        };
+        let vm = VmId::from_bits(std::process::id() << 8 | vm);
+        lay_out(&layout, vm, &machine);
+        let program = OwnProgram::at(env!("CARGO_BIN_EXE_banger"));
+        Lab {
+            host: RealHost::with_program(layout, Settings::default(), program),
+            vm,
+            machine,
+            _root: root,
+        }
+    }
+
+    /// The steps that make processes, in order.
+    pub fn steps(&self) -> Vec<Step> {
+        let (vm, machine) = (self.vm, self.machine.clone());
+        let mut steps = vec![Step::RunDirectory { vm }, Step::Cgroup { vm }];
+        if machine.kind != VmmKind::Firecracker {
+            steps.push(Step::VsockBackend { vm });
+        }
+        steps.extend([
+            Step::Vmm {
+                vm,
+                machine: machine.clone(),
+            },
+            Step::Configured {
+                vm,
+                machine: machine.clone(),
+            },
+            Step::Booted {
+                vm,
+                kind: machine.kind,
+            },
+        ]);
+        steps
+    }
+
+    /// Everything up to the step of this word.
+    pub fn ensure_until(&self, word: &str) {
+        for step in self.steps() {
+            self.host.ensure(&step).unwrap();
+            if step.kind().word() == word {
+                return;
+            }
+        }
+    }
+
+    /// The step of this word.
+    pub fn step(&self, word: &str) -> Step {
+        let mut steps = self.steps().into_iter();
+        steps.find(|step| step.kind().word() == word).unwrap()
+    }
+
+    /// What the guest wrote, once it holds `text`.
+    pub fn console_with(&self, text: &str) -> String {
+        let path = self.host.layout().console_log(self.vm);
+        wait_for_change(path.parent().unwrap(), || {
+            let seen = fs::read(&path).unwrap_or_default();
+            let seen = String::from_utf8_lossy(&seen).into_owned();
+            seen.contains(text).then_some(seen)
+        })
+    }
+
+    /// Undoes everything, twice; nothing of the VM is left.
+    pub fn remove_and_find_nothing(&self) {
+        for step in self.steps().into_iter().rev() {
+            for _ in 0..2 {
+                self.host.absent(&step).unwrap();
+            }
+        }
+        let markers = [
+            Marker::new(["-name".to_owned(), format!("banger-{}", self.vm)]),
+            Marker::new(["--id".to_owned(), self.vm.to_string()]),
+            Marker::new(["--uds-path".into(), self.host.layout().vsock(self.vm)]),
+        ];
+        assert!(find(&markers, None).unwrap().is_empty());
+        assert!(!self.host.layout().run_directory(self.vm).exists());
+        if let Some(groups) = self.host.vmms().groups() {
+            assert!(!groups.path(self.vm).exists());
+        }
+    }
+}
+
+impl Drop for Lab {
+    /// A failed test leaves no process behind either.
+    fn drop(&mut self) {
+        for step in self.steps().into_iter().rev() {
+            let _ = self.host.absent(&step);
+        }
+    }
+}
+
+/// Asserts what a probe of the step sees.
+#[track_caller]
+pub fn assert_sees(lab: &Lab, word: &str, presence: Presence) {
+    assert_eq!(lab.host.probe(&lab.step(word)), Ok(presence), "{word}");
+}
+
+/// The cache that the developer's banger uses, for the tools in it.
+fn cache() -> PathBuf {
+    let tools = crate::support::seed::tools();
+    tools.ancestors().nth(2).unwrap().to_owned()
+}
+
+fn lay_out(layout: &Layout, vm: VmId, machine: &Machine) {
+    let kernel = layout.kernel(&machine.kernel);
+    let modules = kernel.join("initrd-modules");
+    for folder in [&layout.vm_directory(vm), &modules] {
+        fs::create_dir_all(folder).unwrap();
+    }
+    fs::write(modules.join("order"), "").unwrap();
+    fs::write(kernel.join("vmlinux"), kernel::image()).unwrap();
+    let image = layout.image_rootfs(&machine.image);
+    fs::create_dir_all(image.parent().unwrap()).unwrap();
+    let disks = [
+        image,
+        kernel.join("modules.ext4"),
+        layout.upper_disk(vm),
+        layout.work_disk(vm),
+    ];
+    for disk in disks {
+        File::create(disk).unwrap().set_len(1 << 20).unwrap();
+    }
+}
