@@ -161,10 +161,8 @@ impl Run {
                     self.lie(what);
                 }
             }
-            Reply::Deleted { name } => {
-                if self.disk.vms.values().any(|vm| vm.spec.name == *name) {
-                    self.lie(format!("told {name} is deleted, its row is there"));
-                }
+            Reply::Deleted { name } if self.disk.vms.values().any(|vm| vm.spec.name == *name) => {
+                self.lie(format!("told {name} is deleted, its row is there"));
             }
             _ => {}
         }
