@@ -67,7 +67,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "failure",
             "plan::doctor",
             "host::layout",
-            "sys::detach",
+            "sys::session",
             "workspace",
         ],
     ),
