@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::agent;
+use crate::cli;
 use crate::failure::Failure;
 use crate::host::launch;
 use crate::vmm::fitness;
@@ -56,7 +57,8 @@ pub fn run() -> ExitCode {
         Role::KvmProbe => fitness::run(),
         Role::Init => agent::init_main(),
         Role::Agent => agent::agent_main(),
-        Role::CommandLine | Role::Daemon | Role::RootHelper => {
+        Role::CommandLine => cli::main(arguments),
+        Role::Daemon | Role::RootHelper => {
             let failure = Failure::bug(format!("play role {role:?}: this build cannot"));
             // There is nobody left to tell if this fails too.
             let _ = writeln!(std::io::stderr(), "banger: {failure}");
