@@ -24,6 +24,7 @@ pub mod proto;
 pub mod role;
 pub mod store;
 pub mod sys;
+pub mod version;
 pub mod vmm;
 pub mod workspace;
 

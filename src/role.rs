@@ -5,16 +5,13 @@
 //! without a link of that name.
 
 use std::ffi::{OsStr, OsString};
-use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::agent;
-use crate::cli;
-use crate::failure::Failure;
 use crate::host::launch;
 use crate::vmm::fitness;
+use crate::{agent, cli, daemon};
 
 /// A role of the one binary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,13 +54,9 @@ pub fn run() -> ExitCode {
         Role::KvmProbe => fitness::run(),
         Role::Init => agent::init_main(),
         Role::Agent => agent::agent_main(),
+        Role::Daemon => daemon::main(&arguments),
         Role::CommandLine => cli::main(arguments),
-        Role::Daemon | Role::RootHelper => {
-            let failure = Failure::bug(format!("play role {role:?}: this build cannot"));
-            // There is nobody left to tell if this fails too.
-            let _ = writeln!(std::io::stderr(), "banger: {failure}");
-            ExitCode::from(failure.kind.exit_status())
-        }
+        Role::RootHelper => ExitCode::FAILURE,
     }
 }
 

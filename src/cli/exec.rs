@@ -108,8 +108,10 @@ impl VmShell {
 
     fn carry_out(self, context: &Context, argv: Vec<String>) -> Result<u8, OwnFailure> {
         let allocate = allocation(self.tty, self.no_tty)?;
-        // Without one the agent uses that of the VM.
-        let workdir = self.workdir.map(|GuestDirectory(directory)| directory);
+        let workdir = match self.workdir {
+            Some(GuestDirectory(directory)) => Some(directory),
+            None => context.vm(&self.name)?.workdir,
+        };
         let exec = Exec {
             argv,
             env: guest_environment(&self.env),

@@ -4,8 +4,7 @@ command -v git >/dev/null || exit 127
 unset GIT_DIR GIT_INDEX_FILE GIT_WORK_TREE
 cd "$(git rev-parse --show-toplevel)"
 folder=$(git rev-parse --absolute-git-dir)
-base=$(git rev-parse --verify --quiet "$2^{tree}" ||
-    git rev-parse --verify --quiet "HEAD^{tree}" ||
+base=$(git rev-parse --verify --quiet "$2^{commit}" ||
     git hash-object -t tree /dev/null)
 index=$folder/banger-export.$$
 trap 'rm -f "$index" "$index.lock"' EXIT

@@ -10,7 +10,7 @@ use argh::{ArgsInfo, FromArgs};
 
 use super::client::Answer;
 use super::context::{Context, unexpected};
-use super::exec::{allocation, attach};
+use super::exec::{allocation, attach, guest_environment};
 use super::new_vm::Wanted;
 use super::progress::Stages;
 use super::render;
@@ -283,9 +283,7 @@ impl VmRun {
         let interactive = argv.is_none();
         let exec = Exec {
             argv: argv.unwrap_or_default(),
-            // The VM has them already, for every command.
-            env: Vec::new(),
-            // Named, so that one which does not exist is a failure and not root's home.
+            env: guest_environment(&self.env),
             workdir: vm.workdir.clone(),
             terminal: allocation(self.tty, self.no_tty)?.decide(),
         };

@@ -2,13 +2,13 @@
 //!
 //! ```text
 //!  lock start.lock -> listens now? -> spawn bangerd, detached -> its line on the pipe
-//!        |                 | yes                                   done or failed
+//!        |                 | yes                                  "ready"  or a failure
 //!        +-- another command starts it: wait for the lock, then connect
 //! ```
 //!
-//! The daemon says on an inherited pipe (`BANGER_READY_FD`) that it listens, or why it
-//! does not: one line, as on its socket. Nothing is polled. The pipe ends when the
-//! daemon dies, which is an answer too.
+//! The daemon says on an inherited pipe (`BANGER_READY_FD`) that it listens: one line,
+//! `ready`, or a failure as the wire writes it. Nothing is polled. The pipe ends when
+//! the daemon dies, which is an answer too.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
@@ -26,11 +26,13 @@ use rustix::pipe::PipeFlags;
 use super::{client, render};
 use crate::failure::{Failure, FailureKind};
 use crate::host::layout::Layout;
-use crate::proto::reply::Line;
-use crate::sys::session::{ControllingTerminal, lead_session};
+use crate::proto::reply::WireFailure;
+use crate::sys::detach::in_new_session;
 
 /// The variable that names the descriptor of the readiness pipe to the daemon.
 pub const READY_FD: &str = "BANGER_READY_FD";
+/// The line by which the daemon says that it listens.
+pub const READY_LINE: &str = "ready";
 
 /// Connects to the daemon, which is started if none listens.
 ///
@@ -129,12 +131,13 @@ fn start(layout: &Layout, log: &Path) -> Result<(), Failure> {
         .take(1 << 20)
         .read_line(&mut line);
     read.map_err(failed)?;
-    match serde_json::from_str(&line) {
-        Ok(Line::Done(_)) => Ok(()),
-        Ok(Line::Failed(failure)) => Err(failure.into()),
-        Ok(Line::Progress(_)) => Err(Failure::bug("bangerd reports progress of its own start")),
-        Err(_) if line.is_empty() => Err(died(&mut log_file, log_start, log)),
-        Err(error) => Err(unreachable(what.to_owned(), &error)),
+    match line.trim_end() {
+        READY_LINE => Ok(()),
+        "" => Err(died(&mut log_file, log_start, log)),
+        text => Err(match serde_json::from_str::<WireFailure>(text) {
+            Ok(wire) => wire.into(),
+            Err(_) => unreachable(what.to_owned(), &text),
+        }),
     }
     .map_err(|failure: Failure| match failure.hint {
         Some(_) => failure,
@@ -162,9 +165,7 @@ fn spawn(log: &File, ready: &OwnedFd) -> io::Result<()> {
         .stderr(log.try_clone()?);
     // The child is to inherit exactly this one.
     rustix::io::fcntl_setfd(ready, FdFlags::empty())?;
-    // Neither Ctrl-C nor a hang-up of our terminal is for the daemon.
-    lead_session(&mut command, ControllingTerminal::None);
-    let spawned = command.spawn();
+    let spawned = in_new_session(&mut command).spawn();
     rustix::io::fcntl_setfd(ready, FdFlags::CLOEXEC)?;
     spawned.map(drop)
 }

@@ -32,14 +32,14 @@ struct VersionView {
 
 /// What `banger --version` prints.
 pub fn one_line() -> String {
-    format!("banger {}", env!("CARGO_PKG_VERSION"))
+    crate::version::one_line()
 }
 
 impl Version {
     /// Carries it out.
     pub fn run(self) -> Result<u8, Failure> {
         let view = VersionView {
-            version: env!("CARGO_PKG_VERSION"),
+            version: crate::version::VERSION,
             target: std::env::consts::ARCH,
             protocol: PROTOCOL_VERSION,
             agent: AGENT_VERSION,

@@ -1,6 +1,179 @@
 //! The daemon: one actor loop that owns every VM, image and kernel.
+//!
+//! ```text
+//!  mod        start: directories, configuration, store, facts, socket, signals
+//!  actor      the loop: input -> mind -> actions
+//!  shell      carries out actions
+//!  guests     listeners and watches of guests       guest   their conversations
+//!  jobs       pulls of images and kernels
+//!  clients    accepts                               connection  one client's lines
+//!  translate, views    the wire's words and the mind's
+//! ```
+//!
+//! No lock, no polling: the loop owns everything, and everything else sends to it.
 
+pub mod actor;
+pub mod clients;
 pub mod connection;
 pub mod dns;
 pub mod guest;
+pub mod guest_config;
+pub mod guests;
+pub mod jobs;
 pub mod listen;
+pub mod moment;
+pub mod ready;
+pub mod shell;
+pub mod translate;
+pub mod views;
+pub mod wire_up;
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::Instant;
+
+use async_signal::{Signal, Signals};
+use smol::channel::Sender;
+use smol::stream::StreamExt;
+use smol::{Async, LocalExecutor};
+
+use self::actor::{About, Actor, INBOX};
+use self::clients::{Clients, Input};
+use self::guests::Guests;
+use self::ready::Ready;
+use self::shell::Shell;
+use crate::config::{self, Config};
+use crate::failure::{Failure, FailureKind};
+use crate::host::layout::Layout;
+use crate::plan::event::Event;
+use crate::plan::mind::Mind;
+use crate::store::Store;
+
+/// Runs the daemon until it is told to end.
+pub fn main(arguments: &[OsString]) -> ExitCode {
+    let ready = Ready::from_environment();
+    let started = Instant::now();
+    let outcome = match arguments {
+        [] => start(ready, started),
+        [first, ..] => Err(Failure::usage(format!(
+            "start bangerd with {}: it takes no arguments",
+            first.display()
+        ))
+        .hint("Run `bangerd` without arguments; its settings are in the configuration file.")),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            log::error!("{failure}");
+            ExitCode::from(failure.kind.exit_status())
+        }
+    }
+}
+
+fn start(ready: Ready, started: Instant) -> Result<(), Failure> {
+    match prepare(started) {
+        Ok(daemon) => {
+            ready.listening();
+            daemon.run()
+        }
+        Err(failure) => {
+            ready.failed(&failure);
+            Err(failure)
+        }
+    }
+}
+
+/// A daemon that holds its store and its socket.
+struct Daemon {
+    executor: Rc<LocalExecutor<'static>>,
+    actor: Actor,
+    inbox: smol::channel::Receiver<Input>,
+    sender: Sender<Input>,
+    listener: std::os::unix::net::UnixListener,
+    own_uid: u32,
+}
+
+fn prepare(started: Instant) -> Result<Daemon, Failure> {
+    let own_uid = rustix::process::getuid().as_raw();
+    let variable = |name: &str| std::env::var_os(name);
+    let config = match config::file::path(variable) {
+        Some(path) => Config::read(&path)?,
+        None => Config::default(),
+    };
+    let level = std::env::var("BANGER_LOG_LEVEL").unwrap_or_else(|_| config.log_level());
+    crate::logging::start(&level);
+    // A guest's files and sockets are nobody else's business, whoever starts us.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let layout = Layout::from_environment(variable, own_uid)?;
+    for directory in [&layout.state, &layout.cache, &layout.runtime] {
+        listen::private_directory(directory, own_uid)?;
+    }
+    // The store's lock makes us the only daemon here; the socket comes after it.
+    let (store, loaded) = Store::open(&layout.store())?;
+    let listener = listen::bind(&layout.daemon_socket())?;
+    let wired = wire_up::wire_up(&layout, &config)?;
+    let executor = Rc::new(LocalExecutor::new());
+    let (sender, inbox) = smol::channel::bounded(INBOX);
+    let layout = Rc::new(layout);
+    let guests = Guests::new(executor.clone(), sender.clone(), layout.clone());
+    let shell = Shell {
+        executor: executor.clone(),
+        inbox: sender.clone(),
+        layout,
+        host: wired.host,
+        guests: Rc::new(guests),
+        jobs: wired.jobs,
+        clients: HashMap::new(),
+        waits: HashMap::new(),
+        pids: HashMap::new(),
+    };
+    let about = About {
+        version: crate::version::one_line(),
+        log: std::env::var("BANGER_LOG_FILE").unwrap_or_default(),
+        started,
+        facts: wired.facts,
+        catalogue: wired.catalogue,
+    };
+    let mind = Mind::new(wired.plan_facts, loaded);
+    let actor = Actor::new(mind, store, shell, about);
+    Ok(Daemon {
+        executor,
+        actor,
+        inbox,
+        sender,
+        listener,
+        own_uid,
+    })
+}
+
+impl Daemon {
+    fn run(self) -> Result<(), Failure> {
+        let listener = Async::new(self.listener).map_err(|error| {
+            Failure::new(FailureKind::Unreachable, "listen for clients").because(error)
+        })?;
+        let clients = Clients::new(self.executor.clone(), self.sender.clone(), self.own_uid);
+        self.executor.spawn(clients.accept(listener)).detach();
+        self.executor.spawn(end_on_signal(self.sender)).detach();
+        log::info!(pid = std::process::id(); "listening");
+        let ended = smol::block_on(self.executor.run(self.actor.run(self.inbox)));
+        log::info!("ended");
+        ended
+    }
+}
+
+/// SIGTERM and SIGINT ask the mind to end. SIGHUP does nothing: a terminal that closes
+/// does not take the daemon with it.
+async fn end_on_signal(inbox: Sender<Input>) {
+    let signals = Signals::new([Signal::Term, Signal::Int, Signal::Hup]);
+    let mut signals = match signals {
+        Ok(signals) => signals,
+        Err(error) => return log::error!("listen for signals: {error}"),
+    };
+    while let Some(signal) = signals.next().await {
+        if matches!(signal, Ok(Signal::Term | Signal::Int)) {
+            let _ = inbox.send(Input::Event(Event::Shutdown)).await;
+        }
+    }
+}

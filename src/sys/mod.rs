@@ -4,6 +4,8 @@
 #[allow(unsafe_code)]
 pub mod descriptors;
 #[allow(unsafe_code)]
+pub mod detach;
+#[allow(unsafe_code)]
 pub mod entropy;
 #[allow(unsafe_code)]
 pub mod kvm;

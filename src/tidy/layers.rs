@@ -9,6 +9,7 @@ use super::source::{Source, sources};
 const LAYERS: &[(&str, &[&str])] = &[
     // words and thought
     ("failure", &[]),
+    ("version", &[]),
     ("model", &[]),
     ("plan", &["model", "failure"]),
     // unsafe
@@ -50,6 +51,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "image",
             "workspace",
             "logging",
+            "version",
         ],
     ),
     (
@@ -65,9 +67,10 @@ const LAYERS: &[(&str, &[&str])] = &[
             "proto",
             "config",
             "failure",
+            "version",
             "plan::doctor",
             "host::layout",
-            "sys::session",
+            "sys::detach",
             "workspace",
         ],
     ),

@@ -1,6 +1,7 @@
 //! Requests that change nothing, and the split of all the others.
 
 use crate::failure::Failure;
+use crate::model::ids::VmId;
 use crate::model::vm::Phase;
 use crate::plan::admit::Wish;
 use crate::plan::record::VmRecord;
@@ -11,6 +12,16 @@ use super::work::Work;
 use super::{Mind, Vm};
 
 impl Mind {
+    /// A VM's record.
+    pub fn vm(&self, vm: VmId) -> Option<&VmRecord> {
+        self.vms.get(&vm).map(|vm| &vm.record)
+    }
+
+    /// Every VM's record.
+    pub fn vms(&self) -> impl Iterator<Item = &VmRecord> {
+        self.vms.values().map(|vm| &vm.record)
+    }
+
     pub(super) fn serve(&mut self, waiter: Waiter, request: Request) {
         match request {
             Request::Create(request) => self.create(waiter, *request),

@@ -1,0 +1,343 @@
+//! The loop: one input at a time to the mind, its actions performed in order.
+//!
+//! ```text
+//!  connections, step tasks, timers, pidfds, signals
+//!         |  send().await  (they wait, the loop does not)
+//!         v
+//!   inbox: bounded(256) of Input ----> Mind::handle -> Vec<Action> ----> Shell, in order
+//! ```
+//!
+//! The loop awaits only its inbox. A failed save ends the process: memory must not run
+//! ahead of disk, and recovery at the next start does the rest.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use smol::channel::Receiver;
+
+use super::clients::Input;
+use super::moment;
+use super::shell::{Client, Shell};
+use super::views;
+use crate::failure::{Failure, FailureKind};
+use crate::model::ids::VmId;
+use crate::plan::event::{Action, Event};
+use crate::plan::mind::Mind;
+use crate::plan::record::VmRecord;
+use crate::plan::request::{ClientId, OpId, Reply as MindReply};
+use crate::proto::reply::{Line, Reply, Status};
+use crate::proto::request as wire;
+use crate::store::Store;
+
+/// Inputs that may wait.
+pub const INBOX: usize = 256;
+
+/// What the loop goes on with after an input.
+enum Flow {
+    On,
+    End,
+}
+
+/// See the head of this file.
+pub struct Actor {
+    mind: Mind,
+    store: Store,
+    shell: Shell,
+    /// What was known when the daemon started, for `status`.
+    about: About,
+    /// The client's own word for each request under way.
+    ops: HashMap<OpId, String>,
+    next_op: u64,
+    /// Clients that came before recovery had looked; `None` once it has.
+    early: Option<Vec<(ClientId, Client)>>,
+}
+
+/// What the daemon says of itself.
+pub struct About {
+    /// `banger --version`.
+    pub version: String,
+    /// Its log file; empty when there is none.
+    pub log: String,
+    /// When it started.
+    pub started: std::time::Instant,
+    /// The facts of this machine.
+    pub facts: crate::proto::reply::HostFacts,
+    /// What could be pulled.
+    pub catalogue: Catalogue,
+}
+
+/// Names and sources of what could be pulled.
+pub struct Catalogue {
+    /// Images.
+    pub images: Vec<(String, String)>,
+    /// Kernels.
+    pub kernels: Vec<(String, String)>,
+}
+
+impl Actor {
+    /// A loop that has not begun.
+    pub fn new(mind: Mind, store: Store, shell: Shell, about: About) -> Actor {
+        Actor {
+            mind,
+            store,
+            shell,
+            about,
+            ops: HashMap::new(),
+            next_op: 1,
+            early: Some(Vec::new()),
+        }
+    }
+
+    /// Runs until the mind ends it.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub async fn run(mut self, inbox: Receiver<Input>) -> Result<(), Failure> {
+        let mut flow = self.hear(Event::Opened)?;
+        while matches!(flow, Flow::On) {
+            let Ok(input) = inbox.recv().await else { break };
+            flow = match input {
+                Input::Event(event) => self.hear(event)?,
+                Input::Call {
+                    client,
+                    outbox,
+                    call,
+                } => {
+                    let known = Client {
+                        outbox,
+                        asked: call.request,
+                        op: call.op,
+                    };
+                    self.called_in_turn(client, known)?
+                }
+            };
+        }
+        Ok(())
+    }
+
+    /// A client that comes before recovery has looked waits: it is the usual case, since
+    /// the command line starts the daemon that it asks.
+    fn called_in_turn(&mut self, client: ClientId, known: Client) -> Result<Flow, Failure> {
+        match &mut self.early {
+            None => self.called(client, known),
+            Some(early) => {
+                early.push((client, known));
+                Ok(Flow::On)
+            }
+        }
+    }
+
+    fn let_early_clients_in(&mut self) -> Result<Flow, Failure> {
+        for (client, known) in self.early.take().unwrap_or_default() {
+            if let Flow::End = self.called(client, known)? {
+                return Ok(Flow::End);
+            }
+        }
+        Ok(Flow::On)
+    }
+
+    fn called(&mut self, client: ClientId, known: Client) -> Result<Flow, Failure> {
+        let op = OpId(self.next_op);
+        self.next_op += 1;
+        log::info!(op = known.op.as_str(), client = client.0; "{}", known.asked.word());
+        let request = super::translate::request(&known.asked);
+        self.ops.insert(op, known.op.clone());
+        self.shell.clients.insert(client, known);
+        match request {
+            Some(request) => self.hear(Event::Request {
+                client,
+                op,
+                request,
+            }),
+            None => {
+                self.ops.remove(&op);
+                let facts = Reply::Facts(self.about.facts.clone());
+                self.shell.answer(client, Line::Done(facts));
+                Ok(Flow::On)
+            }
+        }
+    }
+
+    fn hear(&mut self, event: Event) -> Result<Flow, Failure> {
+        if let Event::ClientGone { client } = &event {
+            self.shell.clients.remove(client);
+            if let Some(early) = &mut self.early {
+                early.retain(|(waiting, _)| waiting != client);
+            }
+        }
+        let recovered = matches!(event, Event::Recovered { .. });
+        if let Event::VmmExited { vm, .. } = &event {
+            self.shell.pids.remove(vm);
+        }
+        if let Event::StepDone { vm, token, result } = &event {
+            self.shell.waits.remove(token);
+            if let Err(fault) = result {
+                log::warn!(vm:%; "step failed: {fault}");
+            }
+        }
+        let moment = moment::now(&self.shell.layout);
+        for action in self.mind.handle(event, moment) {
+            if let Flow::End = self.perform(action)? {
+                return Ok(Flow::End);
+            }
+        }
+        if recovered {
+            self.let_early_clients_in()
+        } else {
+            Ok(Flow::On)
+        }
+    }
+
+    fn perform(&mut self, action: Action) -> Result<Flow, Failure> {
+        match action {
+            Action::Save(rows) => self.store.save(&rows).map_err(|failure| {
+                let kind = FailureKind::Storage;
+                Failure { kind, ..failure }
+            })?,
+            Action::KillHelpers => self.shell.kill_helpers(),
+            Action::FindVmms(vms) => self.shell.find_vmms(vms),
+            Action::RunStep {
+                vm,
+                token,
+                verb,
+                step,
+                deadline_ms,
+            } => {
+                self.shell.run_step(vm, token, verb, step, deadline_ms);
+            }
+            Action::CancelStep { token, .. } => self.shell.cancel_step(token),
+            Action::AcceptGuest { vm } => self.accept_guest(vm),
+            Action::ForgetGuest { vm } => self.shell.guests.forget(vm),
+            Action::Watch { vm, run } => self.shell.watch(vm, run),
+            Action::PowerOff { vm, run } => self.shell.power_off(vm, run, moment::now_ns()),
+            Action::ArmTimer { timer, after_ms } => self.shell.arm_timer(timer, after_ms),
+            Action::StartJob { job, work } => self.shell.start_job(job, work),
+            Action::CancelJob { job } => self.shell.jobs.cancel(job),
+            Action::Reply { client, op, reply } => self.reply(client, op, reply),
+            Action::Progress {
+                client, progress, ..
+            } => {
+                self.shell
+                    .say(client, Line::Progress(views::progress(&progress)));
+            }
+            Action::Log { vm, op, text } => self.log(vm, op, &text),
+            Action::Exit => return Ok(Flow::End),
+        }
+        Ok(Flow::On)
+    }
+
+    fn log(&self, vm: Option<VmId>, op: Option<OpId>, text: &str) {
+        let op = op
+            .and_then(|op| self.ops.get(&op))
+            .map_or("", String::as_str);
+        match (vm, op) {
+            (Some(vm), "") => log::info!(vm:%; "{text}"),
+            (Some(vm), op) => log::info!(vm:%, op; "{text}"),
+            (None, "") => log::info!("{text}"),
+            (None, op) => log::info!(op; "{text}"),
+        }
+    }
+
+    fn accept_guest(&mut self, vm: VmId) {
+        let Some(record) = self.mind.vm(vm).cloned() else {
+            return;
+        };
+        let configure = Rc::new(move || {
+            let moment = super::guest_config::Moment {
+                now_ns: moment::now_ns(),
+                seed: moment::random_bytes(),
+            };
+            super::guest_config::guest_config(
+                record.id,
+                &record.spec,
+                record.lease,
+                record.git.as_ref(),
+                &moment,
+            )
+        });
+        self.shell.guests.accept(vm, configure);
+    }
+
+    fn reply(&mut self, client: ClientId, op: OpId, reply: MindReply) {
+        let word = self.ops.remove(&op).unwrap_or_default();
+        if let MindReply::Failed(failure) = &reply {
+            log::warn!(op = word.as_str(); "failed: {failure}");
+        } else {
+            log::info!(op = word.as_str(); "done");
+        }
+        let asked_log = match self.shell.clients.get(&client).map(|known| &known.asked) {
+            Some(wire::Request::VmOpenLog { log, .. }) => Some(*log),
+            _ => None,
+        };
+        match (reply, asked_log) {
+            (MindReply::Vm(record), Some(log)) => {
+                let live = !record.run_plan.is_empty();
+                self.shell.open_log(client, record.id, log, live);
+            }
+            (MindReply::Dial { vm, name }, _) => self.shell.dial(client, vm, name.to_string()),
+            (MindReply::Failed(failure), _) => {
+                self.shell.answer(client, Line::Failed(failure.into()))
+            }
+            (reply, _) => {
+                let reply = self.on_the_wire(reply);
+                self.shell.answer(client, Line::Done(reply));
+            }
+        }
+    }
+
+    fn on_the_wire(&self, reply: MindReply) -> Reply {
+        match reply {
+            MindReply::Vm(record) => Reply::Vm(Box::new(self.vm_view(&record))),
+            MindReply::Vms(records) => Reply::Vms {
+                vms: records.iter().map(|record| self.vm_view(record)).collect(),
+            },
+            MindReply::Image(image) => Reply::Image(views::image(&image, self.mind.vms())),
+            MindReply::Kernel(kernel) => Reply::Kernel(views::kernel(&kernel, self.mind.vms())),
+            MindReply::Images(images) => {
+                let mut views: Vec<_> = images
+                    .iter()
+                    .map(|image| views::image(image, self.mind.vms()))
+                    .collect();
+                for (name, source) in &self.about.catalogue.images {
+                    if !views.iter().any(|view| view.name == *name) {
+                        views.push(views::catalogue_image(name, source));
+                    }
+                }
+                Reply::Images { images: views }
+            }
+            MindReply::Kernels(kernels) => {
+                let mut views: Vec<_> = kernels
+                    .iter()
+                    .map(|kernel| views::kernel(kernel, self.mind.vms()))
+                    .collect();
+                for (name, source) in &self.about.catalogue.kernels {
+                    if !views.iter().any(|view| view.name == *name) {
+                        views.push(views::catalogue_kernel(name, source));
+                    }
+                }
+                Reply::Kernels { kernels: views }
+            }
+            MindReply::Status(status) => Reply::Status(Status {
+                version: self.about.version.clone(),
+                pid: std::process::id(),
+                socket: self.shell.layout.daemon_socket().display().to_string(),
+                log: self.about.log.clone(),
+                uptime_s: self.about.started.elapsed().as_secs(),
+                running: count(status.running),
+                vms: count(status.vms),
+            }),
+            MindReply::Done
+            | MindReply::Deleted { .. }
+            | MindReply::Dial { .. }
+            | MindReply::Failed(_) => Reply::Ok {},
+        }
+    }
+
+    fn vm_view(&self, record: &VmRecord) -> crate::proto::reply::VmView {
+        views::vm(record, &self.shell.layout, self.shell.pid(record.id))
+    }
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}

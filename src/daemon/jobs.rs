@@ -1,0 +1,144 @@
+//! Pulls and sweeps: the long work on images and kernels, off the loop.
+
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use smol::LocalExecutor;
+use smol::channel::Sender;
+
+use super::clients::Input;
+use crate::failure::Failure;
+use crate::host::layout::Layout;
+use crate::image::job::{Cancel, Job, Stage};
+use crate::image::store;
+use crate::model::ids::ContentId;
+use crate::plan::event::{Event, JobId, JobResult, JobWork};
+use crate::plan::request::{PullKey, PullProgress};
+
+/// See the head of this file.
+pub struct Jobs {
+    layout: Arc<Layout>,
+    running: Rc<RefCell<HashMap<JobId, Arc<Cancel>>>>,
+}
+
+impl Jobs {
+    /// Nothing under way.
+    pub fn new(layout: Layout) -> Jobs {
+        Jobs {
+            layout: Arc::new(layout),
+            running: Rc::default(),
+        }
+    }
+
+    /// Starts a job; its end comes as `JobDone`.
+    pub fn start(
+        &self,
+        job: JobId,
+        work: JobWork,
+        executor: &LocalExecutor<'static>,
+        inbox: &Sender<Input>,
+    ) {
+        let cancel = match Cancel::new() {
+            Ok(cancel) => Arc::new(cancel),
+            Err(failure) => return finish_at_once(job, failure, executor, inbox.clone()),
+        };
+        self.running.borrow_mut().insert(job, cancel.clone());
+        let (layout, running, inbox) = (self.layout.clone(), self.running.clone(), inbox.clone());
+        let news = inbox.clone();
+        let task = executor.spawn(async move {
+            let result =
+                smol::unblock(move || carry_out(job, &work, &layout, &cancel, &news)).await;
+            running.borrow_mut().remove(&job);
+            let _ = inbox
+                .send(Input::Event(Event::JobDone { job, result }))
+                .await;
+        });
+        task.detach();
+    }
+
+    /// Raises a job's flag.
+    pub fn cancel(&self, job: JobId) {
+        if let Some(cancel) = self.running.borrow().get(&job) {
+            cancel.set();
+        }
+    }
+}
+
+fn finish_at_once(
+    job: JobId,
+    failure: Failure,
+    executor: &LocalExecutor<'static>,
+    inbox: Sender<Input>,
+) {
+    let task = executor.spawn(async move {
+        let result = Err(failure);
+        let _ = inbox
+            .send(Input::Event(Event::JobDone { job, result }))
+            .await;
+    });
+    task.detach();
+}
+
+/// Runs on the blocking pool.
+fn carry_out(
+    job: JobId,
+    work: &JobWork,
+    layout: &Layout,
+    cancel: &Cancel,
+    inbox: &Sender<Input>,
+) -> Result<JobResult, Failure> {
+    match work {
+        JobWork::Pull(key) => {
+            let what = key.to_string();
+            // Progress that the loop has no room for is dropped: the next is as good.
+            let progress = |stage: Stage| {
+                let progress = PullProgress {
+                    what: what.clone(),
+                    stage: stage_words(&stage),
+                    done: stage.current.unwrap_or(0),
+                    total: stage.total,
+                };
+                let _ = inbox.try_send(Input::Event(Event::JobProgress { job, progress }));
+            };
+            let job = Job {
+                layout,
+                cancel,
+                progress: &progress,
+            };
+            match key {
+                PullKey::Image(name) => {
+                    crate::image::rootfs::pull_image(&job, name).map(JobResult::Image)
+                }
+                PullKey::Kernel(name) => {
+                    crate::image::kernel::pull_kernel(&job, name).map(JobResult::Kernel)
+                }
+            }
+        }
+        JobWork::Sweep { images, kernels } => {
+            sweep(&layout.images(), images)?;
+            sweep(&layout.kernels(), kernels)?;
+            Ok(JobResult::Removed)
+        }
+    }
+}
+
+/// Removes what no row names, and what dead makers left aside.
+fn sweep(folder: &Path, keep: &BTreeSet<ContentId>) -> Result<(), Failure> {
+    store::sweep(folder, store::ASIDE)?;
+    for content in store::list(folder)? {
+        if !keep.contains(&content) {
+            store::remove(folder, &content)?;
+        }
+    }
+    Ok(())
+}
+
+fn stage_words(stage: &Stage) -> String {
+    match stage.detail.is_empty() {
+        true => stage.stage.clone(),
+        false => format!("{}: {}", stage.stage, stage.detail),
+    }
+}

@@ -1,0 +1,53 @@
+//! Tells whoever started the daemon that it listens, or why it does not.
+//!
+//! `BANGER_READY_FD` names an inherited pipe; one line is written to it and it is
+//! closed: `ready` when the socket listens, a [`WireFailure`] as JSON otherwise. Nobody
+//! has to poll.
+
+use std::fs::File;
+use std::io::Write;
+
+use crate::failure::Failure;
+use crate::proto::reply::WireFailure;
+
+/// The variable that names the descriptor.
+pub const VARIABLE: &str = "BANGER_READY_FD";
+
+/// The pipe to the starter, where there is one.
+pub struct Ready(Option<File>);
+
+impl Ready {
+    /// Opens the pipe that the environment names. It is opened anew through /proc, so
+    /// that the number in the environment needs no trust.
+    pub fn from_environment() -> Ready {
+        let number = std::env::var(VARIABLE)
+            .ok()
+            .and_then(|text| text.parse::<u32>().ok());
+        let file = number.and_then(|number| {
+            File::options()
+                .write(true)
+                .open(format!("/proc/self/fd/{number}"))
+                .ok()
+        });
+        Ready(file)
+    }
+
+    /// Says that the daemon listens.
+    pub fn listening(self) {
+        self.say("ready".to_owned());
+    }
+
+    /// Says why it does not.
+    pub fn failed(self, failure: &Failure) {
+        let wire = WireFailure::from(failure.clone());
+        self.say(serde_json::to_string(&wire).expect("our own messages have string keys only"));
+    }
+
+    fn say(self, mut line: String) {
+        let Some(mut file) = self.0 else { return };
+        line.push('\n');
+        if let Err(error) = file.write_all(line.as_bytes()) {
+            log::warn!("tell the starter: {error}");
+        }
+    }
+}

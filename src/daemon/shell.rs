@@ -1,0 +1,271 @@
+//! Carries out the mind's actions: the daemon's hands.
+//!
+//! `Save` is done inline and durably; everything that may take time runs off the loop
+//! and comes back as an [`Event`]. No decision is made here.
+
+use std::collections::{BTreeSet, HashMap};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use smol::channel::Sender;
+use smol::{LocalExecutor, Timer};
+
+use super::clients::Input;
+use super::connection::{Outbox, Outgoing};
+use super::guest;
+use super::guests::Guests;
+use super::jobs::Jobs;
+use crate::failure::Failure;
+use crate::host::layout::Layout;
+use crate::host::{Host, RealHost};
+use crate::model::ids::VmId;
+use crate::plan::event::{Event, JobId, RunToken, StepToken};
+use crate::plan::request::ClientId;
+use crate::plan::retry::Verb;
+use crate::plan::step::{Fault, FaultKind, Step};
+use crate::proto::agent::AGENT_PORT;
+use crate::proto::reply::{Line, Reply};
+use crate::proto::request as wire;
+
+/// A client that waits for something.
+pub struct Client {
+    /// Where its lines go.
+    pub outbox: Outbox,
+    /// The request as it came.
+    pub asked: wire::Request,
+    /// Its own word for the request, in log lines.
+    pub op: String,
+}
+
+/// See the head of this file.
+pub struct Shell {
+    /// Runs every task of the daemon, on the loop's thread.
+    pub executor: Rc<LocalExecutor<'static>>,
+    /// Back to the loop.
+    pub inbox: Sender<Input>,
+    /// Where things lie.
+    pub layout: Rc<Layout>,
+    /// Carries out steps.
+    pub host: Arc<RealHost>,
+    /// Guests that boot or run.
+    pub guests: Rc<Guests>,
+    /// Pulls and sweeps.
+    pub jobs: Jobs,
+    /// Clients by identity.
+    pub clients: HashMap<ClientId, Client>,
+    /// The channels by which waits of running steps are cancelled.
+    pub waits: HashMap<StepToken, Sender<()>>,
+    /// Process ids of VMMs, for people.
+    pub pids: HashMap<VmId, u32>,
+}
+
+impl Shell {
+    /// Does a step off the loop.
+    pub fn run_step(
+        &mut self,
+        vm: VmId,
+        token: StepToken,
+        verb: Verb,
+        step: Step,
+        deadline_ms: u64,
+    ) {
+        let inbox = self.inbox.clone();
+        if let (Verb::Ensure, Step::Ready { vm }) = (verb, &step) {
+            let (cancel, cancelled) = smol::channel::bounded(1);
+            self.waits.insert(token, cancel);
+            let guests = self.guests.clone();
+            let waiting = guests.ready(*vm, Duration::from_millis(deadline_ms), cancelled);
+            let task = self.executor.spawn(async move {
+                let result = waiting.await;
+                let done = Event::StepDone {
+                    vm: step.vm(),
+                    token,
+                    result,
+                };
+                let _ = inbox.send(Input::Event(done)).await;
+            });
+            return task.detach();
+        }
+        let host = self.host.clone();
+        let task = self.executor.spawn(async move {
+            let work = smol::unblock(move || match verb {
+                Verb::Ensure => host.ensure(&step),
+                Verb::Absent => host.absent(&step),
+            });
+            let result = work.await;
+            let _ = inbox
+                .send(Input::Event(Event::StepDone { vm, token, result }))
+                .await;
+        });
+        task.detach();
+    }
+
+    /// Ends the wait of a running step; a step that is not a wait ends by itself.
+    pub fn cancel_step(&mut self, token: StepToken) {
+        if let Some(cancel) = self.waits.remove(&token) {
+            let _ = cancel.try_send(());
+        }
+    }
+
+    /// Says so when the time has come.
+    pub fn arm_timer(&self, timer: crate::plan::event::TimerId, after_ms: u64) {
+        let inbox = self.inbox.clone();
+        let task = self.executor.spawn(async move {
+            Timer::after(Duration::from_millis(after_ms)).await;
+            let _ = inbox.send(Input::Event(Event::TimerFired { timer })).await;
+        });
+        task.detach();
+    }
+
+    /// Asks the agent to power off.
+    pub fn power_off(&self, vm: VmId, run: RunToken, now_ns: u64) {
+        let inbox = self.inbox.clone();
+        let socket = self.layout.vsock(vm);
+        let task = self.executor.spawn(async move {
+            let asked = guest::power_off(&socket, now_ns).await;
+            let result = asked.map_err(|failure| Fault::new(FaultKind::Other, failure.to_string()));
+            let sent = Event::PowerOffSent { vm, run, result };
+            let _ = inbox.send(Input::Event(sent)).await;
+        });
+        task.detach();
+    }
+
+    /// Starts a job off the loop.
+    pub fn start_job(&mut self, job: JobId, work: crate::plan::event::JobWork) {
+        self.jobs.start(job, work, &self.executor, &self.inbox);
+    }
+
+    /// Gives a client a line; one that does not read is dropped.
+    pub fn say(&mut self, client: ClientId, line: Line) {
+        let Some(known) = self.clients.get(&client) else {
+            return;
+        };
+        let outgoing = Outgoing {
+            line,
+            descriptor: None,
+        };
+        if known.outbox.try_send(outgoing).is_err() {
+            log::warn!(client = client.0; "drop a client that does not read");
+            self.clients.remove(&client);
+        }
+    }
+
+    /// Gives a client its last line. Its connection then closes, unless it holds a VM
+    /// that goes with it.
+    pub fn answer(&mut self, client: ClientId, line: Line) {
+        let holds = self.clients.get(&client).is_some_and(|known| {
+            let lease = matches!(
+                known.asked,
+                wire::Request::VmRun {
+                    delete_on_disconnect: true,
+                    ..
+                }
+            );
+            lease && matches!(line, Line::Done(_))
+        });
+        self.say(client, line);
+        if !holds {
+            self.clients.remove(&client);
+        }
+    }
+
+    /// Connects to a VM's agent and passes the connection to the client.
+    pub fn dial(&mut self, client: ClientId, vm: VmId, name: String) {
+        let Some(known) = self.clients.remove(&client) else {
+            return;
+        };
+        let socket = self.layout.vsock(vm);
+        let task = self.executor.spawn(async move {
+            let outgoing = match guest::dial(&socket, AGENT_PORT).await {
+                Ok(stream) => Outgoing {
+                    line: Line::Done(Reply::Dialed {
+                        id: vm.to_string(),
+                        name,
+                    }),
+                    descriptor: Some(stream.into()),
+                },
+                Err(failure) => Outgoing {
+                    line: Line::Failed(failure.into()),
+                    descriptor: None,
+                },
+            };
+            // The client may have gone meanwhile.
+            let _ = known.outbox.try_send(outgoing);
+        });
+        task.detach();
+    }
+
+    /// Opens a VM's log and passes it to the client.
+    pub fn open_log(&mut self, client: ClientId, vm: VmId, log: wire::LogKind, live: bool) {
+        let Some(known) = self.clients.remove(&client) else {
+            return;
+        };
+        let path = match log {
+            wire::LogKind::Vmm => self.layout.vmm_log(vm),
+            wire::LogKind::Console => self.layout.console_log(vm),
+        };
+        let outgoing = match std::fs::File::open(&path) {
+            Ok(file) => Outgoing {
+                line: Line::Done(Reply::Log {
+                    path: path.display().to_string(),
+                    live,
+                }),
+                descriptor: Some(file.into()),
+            },
+            Err(error) => Outgoing {
+                line: Line::Failed(
+                    Failure::not_found(format!("open {}", path.display()))
+                        .because(error)
+                        .hint("A log exists once the VM has been started: `banger vm start`.")
+                        .into(),
+                ),
+                descriptor: None,
+            },
+        };
+        let _ = known.outbox.try_send(outgoing);
+    }
+
+    /// Kills what helper programs of an earlier daemon still run: their effects must not
+    /// land after recovery has looked. Inline, since nothing may come before it.
+    pub fn kill_helpers(&self) {}
+
+    /// Finds out which VMs have a live VMM.
+    pub fn find_vmms(&self, vms: Vec<VmId>) {
+        let (host, inbox) = (self.host.clone(), self.inbox.clone());
+        let task = self.executor.spawn(async move {
+            let alive = smol::unblock(move || {
+                let lives = |vm: &VmId| matches!(host.vmms().watch(*vm), Ok(Some(_)));
+                vms.into_iter().filter(lives).collect::<BTreeSet<_>>()
+            });
+            let alive = alive.await;
+            let _ = inbox.send(Input::Event(Event::Recovered { alive })).await;
+        });
+        task.detach();
+    }
+
+    /// Says when a VM's VMM ends, and remembers its process id for people.
+    pub fn watch(&mut self, vm: VmId, run: RunToken) {
+        let process = match self.host.vmms().watch(vm) {
+            Ok(process) => process,
+            Err(fault) => {
+                log::error!(vm:%; "find the VMM: {fault}");
+                None
+            }
+        };
+        match &process {
+            Some(process) => self.pids.insert(vm, process.pid()),
+            None => self.pids.remove(&vm),
+        };
+        self.guests.watch(
+            vm,
+            run,
+            process.map(crate::host::process::Process::into_pidfd),
+        );
+    }
+
+    /// The process id of a VM's VMM, while it is watched.
+    pub fn pid(&self, vm: VmId) -> Option<u32> {
+        self.pids.get(&vm).copied()
+    }
+}

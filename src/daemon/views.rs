@@ -1,0 +1,156 @@
+//! Records as clients see them.
+
+use std::os::unix::fs::MetadataExt;
+
+use crate::host::layout::Layout;
+use crate::model::ids::VmId;
+use crate::model::image::{Image, Kernel};
+use crate::plan::record::VmRecord;
+use crate::plan::request as plan;
+use crate::plan::retry::Verb;
+use crate::plan::step::StepKind;
+use crate::proto::reply::{ImageView, KernelView, Progress, VmView};
+
+/// A VM, with what only this machine knows of it.
+pub fn vm(record: &VmRecord, layout: &Layout, pid: Option<u32>) -> VmView {
+    let spec = &record.spec;
+    let boot = record.boot.as_ref();
+    VmView {
+        id: record.id.to_string(),
+        name: spec.name.to_string(),
+        phase: record.phase.to_string(),
+        reason: record.reason.clone(),
+        image: spec.image.name.to_string(),
+        image_content: spec.image.content.to_string(),
+        kernel: spec.kernel.name.to_string(),
+        vcpu: spec.vcpu,
+        memory: spec.memory.0,
+        work_disk: spec.work_disk.0,
+        root_disk: spec.root_disk.0,
+        allocated: allocated(record.id, layout),
+        net: spec.net.to_string(),
+        net_reason: record.net_reason.clone(),
+        address: record.lease.map(|lease| lease.address.to_string()),
+        publish: spec.publish.iter().map(ToString::to_string).collect(),
+        init: boot.map_or_else(|| spec.init.to_string(), |boot| boot.init.clone()),
+        vmm: record.vmm.as_ref().map(|vmm| vmm.kind.to_string()),
+        vmm_reason: record.vmm.as_ref().map(|vmm| vmm.reason.clone()),
+        pid,
+        workdir: spec.workdir.clone(),
+        created_at: record.created_at,
+        started_at: record.started_at,
+        boot_phases: boot.map(|boot| boot.phases.clone()).unwrap_or_default(),
+        warnings: boot.map(|boot| boot.warnings.clone()).unwrap_or_default(),
+        delete_on_disconnect: record.removal == crate::plan::record::Removal::WithClient,
+    }
+}
+
+/// Bytes that a VM's disks take on the host; a disk that is not there takes none.
+fn allocated(vm: VmId, layout: &Layout) -> u64 {
+    let disks = [layout.upper_disk(vm), layout.work_disk(vm)];
+    // st_blocks counts 512-byte units whatever the file system's block (stat(2)).
+    disks
+        .iter()
+        .filter_map(|disk| std::fs::metadata(disk).ok())
+        .map(|seen| seen.blocks() * 512)
+        .sum()
+}
+
+/// An image of the store.
+pub fn image<'a>(image: &Image, vms: impl Iterator<Item = &'a VmRecord>) -> ImageView {
+    let users = vms.filter(|vm| vm.spec.image.content == image.content);
+    ImageView {
+        name: image.name.to_string(),
+        present: true,
+        content: image.content.to_string(),
+        size: image.size.0,
+        allocated: image.allocated.0,
+        source: image.source.clone(),
+        created_at: image.created_at,
+        used_by: users.map(|vm| vm.spec.name.to_string()).collect(),
+    }
+}
+
+/// A kernel of the store.
+pub fn kernel<'a>(kernel: &Kernel, vms: impl Iterator<Item = &'a VmRecord>) -> KernelView {
+    let users = vms.filter(|vm| vm.spec.kernel.content == kernel.content);
+    KernelView {
+        name: kernel.name.to_string(),
+        present: true,
+        content: kernel.content.to_string(),
+        release: kernel.release.clone(),
+        allocated: kernel.allocated.0,
+        source: kernel.source.clone(),
+        created_at: kernel.created_at,
+        used_by: users.map(|vm| vm.spec.name.to_string()).collect(),
+    }
+}
+
+/// An image that could be pulled.
+pub fn catalogue_image(name: &str, source: &str) -> ImageView {
+    ImageView {
+        name: name.to_owned(),
+        present: false,
+        content: String::new(),
+        size: 0,
+        allocated: 0,
+        source: source.to_owned(),
+        created_at: 0,
+        used_by: Vec::new(),
+    }
+}
+
+/// A kernel that could be pulled.
+pub fn catalogue_kernel(name: &str, source: &str) -> KernelView {
+    KernelView {
+        name: name.to_owned(),
+        present: false,
+        content: String::new(),
+        release: String::new(),
+        allocated: 0,
+        source: source.to_owned(),
+        created_at: 0,
+        used_by: Vec::new(),
+    }
+}
+
+/// News of a request.
+pub fn progress(news: &plan::Progress) -> Progress {
+    let plain = |stage: String, detail: String| Progress {
+        stage,
+        detail,
+        current: None,
+        total: None,
+    };
+    match news {
+        plan::Progress::Named { vm, name } => plain("vm".to_owned(), format!("{name} ({vm})")),
+        plan::Progress::Step { verb, kind } => {
+            plain(stage(*verb, *kind).to_owned(), kind.word().to_owned())
+        }
+        plan::Progress::Note(text) => plain("note".to_owned(), text.clone()),
+        plan::Progress::Pull(pull) => Progress {
+            stage: pull.what.clone(),
+            detail: pull.stage.clone(),
+            current: Some(pull.done).filter(|_| pull.total.is_some()),
+            total: pull.total,
+        },
+    }
+}
+
+/// The stage that people see for a step; steps of one stage follow one another.
+fn stage(verb: Verb, kind: StepKind) -> &'static str {
+    match (verb, kind) {
+        (Verb::Absent, _) => "clean up",
+        (Verb::Ensure, StepKind::VmDirectory | StepKind::UpperDisk | StepKind::WorkDisk) => "disks",
+        (Verb::Ensure, StepKind::Tap | StepKind::NetRules) => "network",
+        (
+            Verb::Ensure,
+            StepKind::RunDirectory
+            | StepKind::Cgroup
+            | StepKind::VsockBackend
+            | StepKind::Vmm
+            | StepKind::Configured,
+        ) => "vmm",
+        (Verb::Ensure, StepKind::Booted | StepKind::Ready) => "boot",
+    }
+}
