@@ -9,8 +9,8 @@
 #
 # A test whose host lacks something prints `skipped: NAME: REASON`, is listed at the
 # end and is not counted as passed. A lint counts as one test. Logs: build/test/.
-# A floor is the files and folders of tests/ whose name begins with it; the rest is
-# `blackbox`.
+# host and e2e are the files and folders of tests/ named after them, and with host those
+# that run VMMs or build images; the rest is blackbox.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -93,8 +93,8 @@ tests_of() {
     for file in tests/*.rs tests/*/main.rs; do
         name=${file#tests/} name=${name%.rs} name=${name%/main}
         case "$1:$name" in
-            host:host_* | e2e:e2e_*) printf -- '--test\n%s\n' "$name" ;;
-            blackbox:host_* | blackbox:e2e_*) ;;
+            host:host_* | host:vmm | host:images | e2e:e2e_*) printf -- '--test\n%s\n' "$name" ;;
+            *:host_* | *:vmm | *:images | *:e2e_*) ;;
             blackbox:*) printf -- '--test\n%s\n' "$name" ;;
         esac
     done
@@ -128,7 +128,7 @@ for name in blackbox host e2e; do
         case "$name" in
             blackbox) floor "$name" 600 "${files[@]}" -- ;;
             # They share this machine's bridge, tables and processors.
-            host) floor "$name" 600 "${files[@]}" -- --test-threads=1 ;;
+            host) floor "$name" 1200 "${files[@]}" -- --test-threads=1 ;;
             e2e) floor "$name" 2400 "${files[@]}" -- --test-threads=1 ;;
         esac
     fi
