@@ -45,6 +45,7 @@ use disk::{Disk, Purpose};
 use layout::Layout;
 use link::Links;
 use nft::{NetRules, Tables};
+use program::Programs;
 
 /// Whoever can carry out a step: this process, the root helper, or a simulated world.
 pub trait Host: Send + Sync {
@@ -74,6 +75,8 @@ pub struct Settings {
     pub bridge: String,
     /// The user who may open a VM's tap without privilege: whoever runs the VMM.
     pub tap_owner: Option<u32>,
+    /// Where the programs of VMMs are looked for.
+    pub programs: Programs,
 }
 
 impl Default for Settings {
@@ -81,6 +84,7 @@ impl Default for Settings {
         Settings {
             bridge: "bgr0".to_owned(),
             tap_owner: None,
+            programs: Programs::default(),
         }
     }
 }
@@ -103,7 +107,7 @@ impl RealHost {
     /// The same with another program of ours in those roles, for tests.
     pub fn with_program(layout: Layout, settings: Settings, program: OwnProgram) -> RealHost {
         RealHost {
-            vmms: Vmms::new(layout.clone(), program),
+            vmms: Vmms::new(layout.clone(), settings.programs.clone(), program),
             layout,
             settings,
         }

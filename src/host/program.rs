@@ -4,6 +4,7 @@
 //! A program runs with a clean environment (no `LD_PRELOAD`, messages in English)
 //! and with nothing of ours open. Long-lived processes are not started here.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -39,6 +40,52 @@ pub fn find(name: &str) -> Option<PathBuf> {
         .filter(|directory| directory.is_absolute())
         .map(|directory| directory.join(name))
         .find(|candidate| is_executable(candidate))
+}
+
+/// Where the programs of VMMs are looked for: the configuration first, then PATH and the
+/// system's directories, then where cargo installs, then our own set-up's folder.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Programs {
+    named: BTreeMap<String, PathBuf>,
+    tools: PathBuf,
+}
+
+impl Programs {
+    /// `named` is what the configuration says, by the program's usual name; `tools` is
+    /// the folder that the set-up script fills.
+    pub fn new(named: BTreeMap<String, PathBuf>, tools: PathBuf) -> Programs {
+        Programs { named, tools }
+    }
+
+    /// The program's file. One that the configuration names is not looked for elsewhere:
+    /// a wrong path is to be seen, not worked around.
+    pub fn find(&self, name: &str) -> Option<PathBuf> {
+        if let Some(named) = self.named.get(name) {
+            return Some(named.clone()).filter(|path| is_executable(path));
+        }
+        let home = std::env::var_os("HOME").map(PathBuf::from);
+        let cargo = home.map(|home| home.join(".cargo/bin").join(name));
+        find(name)
+            .or(cargo.filter(|path| is_executable(path)))
+            .or(Some(self.tools.join(name)).filter(|path| is_executable(path)))
+    }
+
+    /// The program's file, or a fault that says how to get it.
+    ///
+    /// # Errors
+    /// It is not installed, or the configuration names a file that is no program.
+    pub fn require(&self, name: &str, how: &str) -> Result<PathBuf, Fault> {
+        self.find(name).ok_or_else(|| {
+            let what = match self.named.get(name) {
+                Some(named) => format!(
+                    "run {}: the configuration names it for {name}, and it is no program",
+                    named.display()
+                ),
+                None => format!("find the program {name}: it is not installed; {how}"),
+            };
+            Fault::new(FaultKind::Missing, what)
+        })
+    }
 }
 
 fn is_executable(path: &Path) -> bool {
@@ -143,6 +190,20 @@ fn text(pipe: Option<impl Read>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_named_program_is_the_only_one_looked_for_and_tools_come_last() {
+        let folder = tempfile::tempdir().unwrap();
+        let tool = folder.path().join("banger-test-tool");
+        std::fs::write(&tool, "").unwrap();
+        std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let programs = Programs::new(BTreeMap::new(), folder.path().to_owned());
+        assert_eq!(programs.find("banger-test-tool"), Some(tool));
+        let wrong = BTreeMap::from([("sh".to_owned(), folder.path().join("none"))]);
+        let programs = Programs::new(wrong, folder.path().to_owned());
+        let fault = programs.require("sh", "install it").unwrap_err();
+        assert!(fault.what.contains("the configuration names it"), "{fault}");
+    }
 
     #[test]
     fn a_missing_program_names_its_package() {

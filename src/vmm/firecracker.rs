@@ -10,9 +10,9 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::host::process::Marker;
-use crate::host::program::find;
+use crate::host::program::Programs;
 use crate::model::ids::VmId;
-use crate::plan::step::{Fault, FaultKind};
+use crate::plan::step::Fault;
 
 use super::machine::{Access, Disk, GUEST_CID, Net, Parts};
 use super::{ControlSocket, Deadline, GuestState, Vmm};
@@ -23,18 +23,11 @@ use api::{Action, Api, InstanceState, Request, VmState};
 pub struct Firecracker;
 
 impl Vmm for Firecracker {
-    fn program(&self, tools: &Path) -> Result<PathBuf, Fault> {
-        let ours = tools.join("firecracker");
-        ours.is_file()
-            .then_some(ours)
-            .or_else(|| find("firecracker"))
-            .ok_or_else(|| {
-                Fault::new(
-                    FaultKind::Missing,
-                    "find the program firecracker: it is not installed; put a release of it \
-                     on PATH, or use `--vmm qemu`",
-                )
-            })
+    fn program(&self, programs: &Programs) -> Result<PathBuf, Fault> {
+        programs.require(
+            "firecracker",
+            "put a release of it on PATH, or use `--vmm qemu`",
+        )
     }
 
     fn arguments(&self, parts: &Parts) -> Vec<OsString> {

@@ -33,6 +33,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::host::process::Marker;
+use crate::host::program::Programs;
 use crate::model::ids::VmId;
 use crate::model::vm::VmmKind;
 use crate::plan::step::{Fault, FaultKind};
@@ -45,7 +46,7 @@ pub trait Vmm: Sync {
     ///
     /// # Errors
     /// It is not installed; the fault names what to do.
-    fn program(&self, tools: &Path) -> Result<PathBuf, Fault>;
+    fn program(&self, programs: &Programs) -> Result<PathBuf, Fault>;
 
     /// Its arguments for this machine.
     fn arguments(&self, parts: &Parts) -> Vec<OsString>;

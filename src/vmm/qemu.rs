@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use crate::host::launch::CONTROL_DESCRIPTOR;
 use crate::host::process::Marker;
-use crate::host::program::require;
+use crate::host::program::Programs;
 use crate::model::ids::VmId;
 use crate::model::vm::VmmKind;
 use crate::plan::step::{Fault, FaultKind};
@@ -26,8 +26,11 @@ use super::{ControlSocket, Deadline, GuestState, Vmm};
 pub struct Qemu;
 
 impl Vmm for Qemu {
-    fn program(&self, _tools: &Path) -> Result<PathBuf, Fault> {
-        require("qemu-system-x86_64", "qemu-system-x86")
+    fn program(&self, programs: &Programs) -> Result<PathBuf, Fault> {
+        programs.require(
+            "qemu-system-x86_64",
+            "run `apt-get install qemu-system-x86`",
+        )
     }
 
     fn arguments(&self, parts: &Parts) -> Vec<OsString> {

@@ -18,6 +18,7 @@ use crate::host::fault::fault;
 use crate::host::launch::{Launch, Launched};
 use crate::host::layout::Layout;
 use crate::host::process::{Children, Marker, Process, find, kill_all};
+use crate::host::program::Programs;
 use crate::model::ids::VmId;
 use crate::model::vm::VmmKind;
 use crate::plan::boot_args::HostClock;
@@ -40,6 +41,7 @@ const PROBE_LIMIT: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub struct Vmms {
     layout: Layout,
+    programs: Programs,
     own_program: OwnProgram,
     groups: Option<Groups>,
     children: Children,
@@ -49,9 +51,10 @@ pub struct Vmms {
 impl Vmms {
     /// For VMs whose files lie where `layout` says. `own_program` becomes launcher and
     /// `/init`.
-    pub fn new(layout: Layout, own_program: OwnProgram) -> Vmms {
+    pub fn new(layout: Layout, programs: Programs, own_program: OwnProgram) -> Vmms {
         Vmms {
             layout,
+            programs,
             own_program,
             groups: Groups::discover(),
             children: Children::default(),
@@ -90,7 +93,7 @@ impl Vmms {
         let (vsock, vhost) = (self.layout.vsock(vm), self.layout.vhost_socket(vm));
         let launched = Launch {
             own_program: self.own_program.path(),
-            program: &vsock_backend::program(&self.layout.tools())?,
+            program: &vsock_backend::program(&self.programs)?,
             arguments: vsock_backend::arguments(&vsock, &vhost),
             group: self.groups.as_ref().map(|groups| groups.path(vm)),
             log: &self.layout.vmm_log(vm),
@@ -132,7 +135,7 @@ impl Vmms {
         };
         let launched = Launch {
             own_program: self.own_program.path(),
-            program: &vmm.program(&self.layout.tools())?,
+            program: &vmm.program(&self.programs)?,
             arguments: vmm.arguments(&parts),
             group: self.groups.as_ref().map(|groups| groups.path(vm)),
             log: &parts.log,

@@ -5,30 +5,19 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::host::process::Marker;
-use crate::host::program::find;
-use crate::plan::step::{Fault, FaultKind};
+use crate::host::program::Programs;
+use crate::plan::step::Fault;
 
 use super::machine::GUEST_CID;
 
 const NAME: &str = "vhost-device-vsock";
 
-/// Finds the program: in our own tools, then on PATH, then where cargo installs.
-pub fn program(tools: &Path) -> Result<PathBuf, Fault> {
-    let ours = tools.join(NAME);
-    let cargo = std::env::home_dir().map(|home| home.join(".cargo/bin").join(NAME));
-    ours.is_file()
-        .then_some(ours)
-        .or_else(|| find(NAME))
-        .or_else(|| cargo.filter(|path| path.is_file()))
-        .ok_or_else(|| {
-            Fault::new(
-                FaultKind::Missing,
-                format!(
-                    "find the program {NAME}: it is not installed; run `./scripts/quickstart.sh` \
-                     or `cargo install {NAME} --locked`"
-                ),
-            )
-        })
+/// Finds the program.
+pub fn program(programs: &Programs) -> Result<PathBuf, Fault> {
+    programs.require(
+        NAME,
+        "run `./scripts/quickstart.sh` or `cargo install vhost-device-vsock --locked`",
+    )
 }
 
 /// Its arguments: `vsock` is the host's side of the guest's vsock, `vhost` the socket
@@ -58,12 +47,5 @@ mod tests {
         let (vsock, vhost) = (Path::new("/r/vms/0000002a/vsock"), Path::new("/r/v"));
         let words = arguments(vsock, vhost);
         assert_eq!(marker(vsock), Marker::new(words[2..4].to_vec()));
-    }
-
-    #[test]
-    fn a_back_end_among_our_tools_comes_first() {
-        let tools = tempfile::tempdir().unwrap();
-        std::fs::write(tools.path().join(NAME), "").unwrap();
-        assert_eq!(program(tools.path()).unwrap(), tools.path().join(NAME));
     }
 }
