@@ -75,6 +75,15 @@ pub fn probe(links: &Links, bridge: &Bridge<'_>) -> Result<Presence, Fault> {
     }
 }
 
+/// Whether the bridge is there or could be made; the fault says what is in the way.
+pub fn check(links: &Links, bridge: &Bridge<'_>) -> Result<(), Fault> {
+    let found = links.find(bridge.name);
+    match found.map_err(|error| fault(attempt(bridge), error))? {
+        Some(_) => find_ours(links, bridge).map(drop),
+        None => refuse_overlap(links, bridge),
+    }
+}
+
 /// Removes the bridge; a foreign one of this name is left alone.
 pub fn absent(links: &Links, name: &str) -> Result<(), Fault> {
     let failed = |error: io::Error| fault(format!("remove bridge {name}"), error);
@@ -102,7 +111,7 @@ fn find_ours(links: &Links, bridge: &Bridge<'_>) -> Result<Link, Fault> {
         Some(_) => Err(Fault::new(
             FaultKind::Denied,
             format!(
-                "{}: an interface of that name exists and is not ours; choose another name for the bridge in the configuration",
+                "{}: an interface of that name exists and is not ours; choose another name with `banger config set network.bridge NAME`",
                 attempt(bridge)
             ),
         )),
@@ -142,7 +151,7 @@ fn refuse_overlap(links: &Links, bridge: &Bridge<'_>) -> Result<(), Fault> {
     Err(Fault::new(
         FaultKind::Denied,
         format!(
-            "{}: the network {} overlaps {}/{}, which this machine reaches by {name}; choose another subnet in the configuration",
+            "{}: the network {} overlaps {}/{}, which this machine reaches by {name}; choose another with `banger config set network.subnet NETWORK`",
             attempt(bridge),
             bridge.subnet,
             route.destination,

@@ -8,7 +8,7 @@
 //! Reading order: [`layout`], [`directory`], [`disk`] ([`sparse`], [`aside`]),
 //! [`tap`], [`bridge`] ([`link`], [`sysctl`]), [`nft`], [`rules`], [`forwarding`],
 //! [`cgroup`], [`launch`], [`process`], [`appear`], then what they share: [`program`],
-//! [`fault`]. The steps that are VMMs are carried out in [`crate::vmm::steps`].
+//! [`fault`], and what doctor and the plan are told: [`facts`], [`firewall`]. The steps that are VMMs are carried out in [`crate::vmm::steps`].
 
 pub mod appear;
 pub mod aside;
@@ -16,7 +16,9 @@ pub mod bridge;
 pub mod cgroup;
 pub mod directory;
 pub mod disk;
+pub mod facts;
 pub mod fault;
+pub mod firewall;
 pub mod forwarding;
 pub mod launch;
 pub mod layout;
@@ -36,7 +38,7 @@ use std::path::Path;
 use crate::model::ids::VmId;
 use crate::model::net::Subnet;
 use crate::model::units::Bytes;
-use crate::plan::step::{Fault, FaultKind, Outside, Presence, Step};
+use crate::plan::step::{Fault, Outside, Presence, Step};
 use crate::vmm::initrd::OwnProgram;
 use crate::vmm::steps::Vmms;
 
@@ -182,7 +184,8 @@ impl Host for RealHost {
             Step::Vmm { vm, machine } => self.vmms.ensure_vmm(*vm, machine),
             Step::Configured { vm, machine } => self.vmms.ensure_configured(*vm, machine),
             Step::Booted { vm, kind } => self.vmms.ensure_booted(*vm, *kind),
-            other => Err(not_here(other)),
+            // The daemon's: it hears the agent call.
+            Step::Ready { .. } => Ok(()),
         }
     }
 
@@ -204,8 +207,7 @@ impl Host for RealHost {
             Step::VsockBackend { vm } => self.vmms.absent_vsock_backend(*vm),
             Step::Vmm { vm, machine } => self.vmms.absent_vmm(*vm, machine),
             // No objects: they end with the VMM.
-            Step::Configured { .. } | Step::Booted { .. } => Ok(()),
-            other => Err(not_here(other)),
+            Step::Configured { .. } | Step::Booted { .. } | Step::Ready { .. } => Ok(()),
         }
     }
 
@@ -228,7 +230,8 @@ impl Host for RealHost {
             Step::Vmm { vm, machine } => self.vmms.probe_vmm(*vm, machine),
             Step::Configured { vm, machine } => self.vmms.probe_configured(*vm, machine),
             Step::Booted { vm, kind } => self.vmms.probe_booted(*vm, *kind),
-            other => Err(not_here(other)),
+            // Leaves no object; whether the agent has called, the daemon knows.
+            Step::Ready { .. } => Ok(Presence::Absent),
         }
     }
 }
@@ -264,15 +267,4 @@ impl RealHost {
             templates: &self.layout.templates(),
         })
     }
-}
-
-fn not_here(step: &Step) -> Fault {
-    Fault::new(
-        FaultKind::Missing,
-        format!(
-            "carry out {} of vm {}: this build cannot",
-            step.kind().word(),
-            step.vm()
-        ),
-    )
 }

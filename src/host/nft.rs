@@ -144,6 +144,14 @@ impl Tables {
         })
     }
 
+    /// Whether they exist, in whatever version.
+    ///
+    /// # Errors
+    /// We may not ask, or the kernel has no nf_tables.
+    pub fn exist(&self) -> io::Result<bool> {
+        Ok(!self.markers()?.is_empty())
+    }
+
     /// Puts our rules in force, by one transaction, unless they are.
     pub fn ensure(&self, bridge: &Bridge<'_>) -> Result<(), Fault> {
         let attempt = || format!("set up nftables table {}", self.name);

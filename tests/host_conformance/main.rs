@@ -11,9 +11,9 @@ mod packets;
 
 use std::net::Ipv4Addr;
 
-use banger::host::Host;
-use banger::host::RealHost;
+use banger::host::bridge::Bridge;
 use banger::host::link::Links;
+use banger::host::{Host, RealHost, facts, firewall};
 use banger::model::ids::VmId;
 use banger::model::net::Subnet;
 use banger::model::units::Bytes;
@@ -243,5 +243,78 @@ fn many_vms_start_at_once_on_a_machine_without_bridge_or_rules() {
             let step = rules(VmId::from_bits(index), address, Outside::Nat);
             assert_eq!(host.probe(&step), Ok(Presence::Present));
         }
+    });
+}
+
+#[test]
+fn a_full_disk_is_noticed_before_anything_is_written() {
+    lab::run("a_full_disk_is_noticed", |lab: &mut Lab| {
+        let directory = Step::VmDirectory { vm: VM };
+        lab.host.ensure(&directory).unwrap();
+        let small = Mounted::tmpfs(&lab.host.layout().vm_directory(VM), "size=32m");
+        let step = Step::WorkDisk {
+            vm: VM,
+            size: Bytes::gib(1),
+        };
+        let fault = lab.host.ensure(&step).unwrap_err();
+        assert_eq!(fault.kind, FaultKind::Full);
+        assert!(fault.what.contains("MiB are needed"), "{fault}");
+        assert_eq!(std::fs::read_dir(&small.0).unwrap().count(), 0);
+    });
+}
+
+/// A file system that is there until this is dropped.
+struct Mounted(std::path::PathBuf);
+
+impl Mounted {
+    fn tmpfs(path: &std::path::Path, options: &str) -> Mounted {
+        let options = std::ffi::CString::new(options).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("none", path, "tmpfs", flags, options.as_c_str()).unwrap();
+        Mounted(path.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn a_firewall_that_drops_what_guests_send_is_found_and_left_alone() {
+    lab::run("a_firewall_that_drops_is_found", |lab: &mut Lab| {
+        lab.host.prepare_network(subnet()).unwrap();
+        assert!(firewall::conflicts("bgr0").is_ok());
+        run_program("nft", "add table ip filter");
+        let chain = "{ type filter hook forward priority 0; policy drop; }";
+        run_program("nft", &format!("add chain ip filter FORWARD {chain}"));
+        let complaint = firewall::conflicts("bgr0").unwrap_err();
+        assert!(complaint.contains("table filter"), "{complaint}");
+        assert!(complaint.contains("DOCKER-USER -i bgr0"), "{complaint}");
+    });
+}
+
+#[test]
+fn facts_tell_that_taps_may_be_made_and_what_stands_against_the_bridge() {
+    lab::run("facts_tell_that_taps_may_be_made", |lab: &mut Lab| {
+        ip("link add lan0 type bridge");
+        ip("addr add 172.30.0.77/16 dev lan0");
+        ip("link set lan0 up");
+        let all = facts::findings(&facts::Look {
+            layout: lab.host.layout(),
+            bridge: Bridge {
+                name: "bgr0",
+                subnet: subnet(),
+            },
+            programs: &std::collections::BTreeMap::new(),
+        });
+        let found = |name: &str| all.iter().find(|one| one.name == name).unwrap();
+        assert!(found("taps").ok, "{all:?}");
+        assert!(found("mke2fs").ok, "{all:?}");
+        assert!(
+            !found("bridge").ok && found("bridge").detail.contains("lan0"),
+            "{all:?}"
+        );
     });
 }
