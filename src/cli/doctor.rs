@@ -116,12 +116,17 @@ const KNOWN: &[Known] = &[
     Known {
         name: "bridge",
         missing: Verdict::Warn,
-        hint: "Guests get QEMU's user-mode network instead. For taps: `modprobe bridge`, and run bangerd as root.",
+        hint: "VMs with a tap cannot start until then; `--net user` and `--net none` can.",
     },
     Known {
         name: "nft",
         missing: Verdict::Warn,
         hint: "`--nat` needs it: `apt install nftables`.",
+    },
+    Known {
+        name: "firewall",
+        missing: Verdict::Warn,
+        hint: "It is yours, so banger leaves it as it is: docs/networking.md has the rules to add.",
     },
     Known {
         name: "cgroup",

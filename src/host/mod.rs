@@ -34,6 +34,7 @@ pub mod tap;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use crate::model::ids::VmId;
 use crate::model::net::Subnet;
@@ -97,6 +98,8 @@ pub struct RealHost {
     layout: Layout,
     settings: Settings,
     vmms: Vmms,
+    /// Opened by the first step that needs it, in that step's network namespace.
+    tables: Mutex<Option<Tables>>,
 }
 
 impl RealHost {
@@ -112,6 +115,7 @@ impl RealHost {
             vmms: Vmms::new(layout.clone(), settings.programs.clone(), program),
             layout,
             settings,
+            tables: Mutex::new(None),
         }
     }
 
@@ -134,8 +138,7 @@ impl RealHost {
         let failed = |error: io::Error| fault::fault("set up the network", error);
         let bridge = self.bridge(subnet);
         bridge::ensure(&Links::open().map_err(failed)?, &bridge)?;
-        let tables = Tables::open(bridge.name).map_err(failed)?;
-        tables.ensure(&bridge)
+        self.with_tables(|tables| tables.ensure(&bridge))
     }
 
     /// Removes what VMs share and no step removes: forwarding that we switched on, the
@@ -145,11 +148,11 @@ impl RealHost {
     /// Something of it may still exist.
     pub fn remove_network(&self) -> Result<(), Fault> {
         let failed = |error: io::Error| fault::fault("remove the network", error);
-        let name = &self.settings.bridge;
-        let tables = Tables::open(name).map_err(failed)?;
-        forwarding::absent(&tables)?;
-        tables.absent().map_err(failed)?;
-        bridge::absent(&Links::open().map_err(failed)?, name)
+        self.with_tables(|tables| {
+            forwarding::absent(tables)?;
+            tables.absent().map_err(failed)
+        })?;
+        bridge::absent(&Links::open().map_err(failed)?, &self.settings.bridge)
     }
 
     /// What the configuration says.
@@ -178,7 +181,10 @@ impl Host for RealHost {
                 address,
                 subnet,
                 outside,
-            } => nft::ensure(&self.net_rules(*vm, *address, *subnet, *outside)),
+            } => {
+                let rules = self.net_rules(*vm, *address, *subnet, *outside);
+                self.with_tables(|tables| nft::ensure(tables, &rules))
+            }
             Step::Cgroup { vm } => cgroup::ensure(self.vmms.groups(), *vm),
             Step::VsockBackend { vm } => self.vmms.ensure_vsock_backend(*vm),
             Step::Vmm { vm, machine } => self.vmms.ensure_vmm(*vm, machine),
@@ -202,7 +208,10 @@ impl Host for RealHost {
                 address,
                 subnet,
                 outside,
-            } => nft::absent(&self.net_rules(*vm, *address, *subnet, *outside)),
+            } => {
+                let rules = self.net_rules(*vm, *address, *subnet, *outside);
+                self.with_tables(|tables| nft::absent(tables, &rules))
+            }
             Step::Cgroup { vm } => cgroup::absent(self.vmms.groups(), *vm),
             Step::VsockBackend { vm } => self.vmms.absent_vsock_backend(*vm),
             Step::Vmm { vm, machine } => self.vmms.absent_vmm(*vm, machine),
@@ -224,7 +233,10 @@ impl Host for RealHost {
                 address,
                 subnet,
                 outside,
-            } => nft::probe(&self.net_rules(*vm, *address, *subnet, *outside)),
+            } => {
+                let rules = self.net_rules(*vm, *address, *subnet, *outside);
+                self.with_tables(|tables| nft::probe(tables, &rules))
+            }
             Step::Cgroup { vm } => cgroup::probe(self.vmms.groups(), *vm),
             Step::VsockBackend { vm } => self.vmms.probe_vsock_backend(*vm),
             Step::Vmm { vm, machine } => self.vmms.probe_vmm(*vm, machine),
@@ -237,6 +249,18 @@ impl Host for RealHost {
 }
 
 impl RealHost {
+    /// Carries something out on our tables, one at a time, as the kernel does anyway.
+    fn with_tables<T>(&self, act: impl FnOnce(&Tables) -> Result<T, Fault>) -> Result<T, Fault> {
+        // A panic in another step leaves a socket, which has no state to spoil.
+        let mut kept = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        let tables = match kept.take() {
+            Some(tables) => tables,
+            None => Tables::open(&self.settings.bridge)
+                .map_err(|error| fault::fault("ask nftables", error))?,
+        };
+        act(kept.insert(tables))
+    }
+
     fn bridge(&self, subnet: Subnet) -> Bridge<'_> {
         Bridge {
             name: &self.settings.bridge,

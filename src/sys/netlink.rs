@@ -5,7 +5,7 @@
 //! Safe throughout; in this room because every layer that talks to the kernel's
 //! network, on the host and in a guest, needs it.
 
-use std::cell::Cell;
+use std::cell::{Cell, Ref, RefCell};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -183,6 +183,8 @@ impl Received<'_> {
 pub struct Netlink {
     socket: OwnedFd,
     sequence: Cell<u32>,
+    /// Kept, because one of this size is mapped and unmapped each time.
+    buffer: RefCell<Vec<u8>>,
 }
 
 impl Netlink {
@@ -195,6 +197,7 @@ impl Netlink {
         Ok(Netlink {
             socket,
             sequence: Cell::new(0),
+            buffer: RefCell::new(vec![0; RECEIVE_BUFFER]),
         })
     }
 
@@ -261,8 +264,8 @@ impl Netlink {
             let ours = first..=last;
             for received in messages(&buffer).filter(|m| ours.contains(&m.sequence)) {
                 if received.kind == NLMSG_ERROR {
-                    // The rest of a refused transaction stays unread: the socket
-                    // belongs to one transaction.
+                    // What follows a refusal stays unread and is skipped later: its
+                    // sequence numbers never come again.
                     received.verdict()?;
                     waiting = waiting.saturating_sub(1);
                 }
@@ -297,13 +300,14 @@ impl Netlink {
         Ok(())
     }
 
-    fn receive(&self) -> io::Result<Vec<u8>> {
-        let mut buffer = vec![0; RECEIVE_BUFFER];
+    /// The next datagram's bytes.
+    fn receive(&self) -> io::Result<Ref<'_, [u8]>> {
         loop {
+            let mut buffer = self.buffer.borrow_mut();
             match recv(&self.socket, buffer.as_mut_slice(), RecvFlags::empty()) {
                 Ok((length, _)) => {
-                    buffer.truncate(length);
-                    return Ok(buffer);
+                    drop(buffer);
+                    return Ok(Ref::map(self.buffer.borrow(), |all| &all[..length]));
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Err(Errno::TIMEDOUT.into()),
