@@ -1,6 +1,11 @@
 //! `banger daemon status|stop`.
 
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
 use argh::{ArgsInfo, FromArgs};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::context::{Context, unexpected};
 use super::render;
@@ -8,6 +13,9 @@ use super::words::span;
 use crate::failure::{Failure, FailureKind};
 use crate::proto::reply::Reply;
 use crate::proto::request::Request;
+
+/// How long a daemon may take to finish its steps; it gives itself ten seconds.
+const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// Show the daemon: where it listens, where it logs, what it owns. Never starts one.
 #[derive(Debug, FromArgs, ArgsInfo)]
@@ -54,13 +62,42 @@ pub struct DaemonStop {}
 impl DaemonStop {
     /// Carries it out.
     pub fn run(self, context: &Context) -> Result<u8, Failure> {
-        match context.ask_running(Request::Shutdown {}) {
-            Ok(_) => render::line("bangerd stopped"),
+        let status = match context.ask_running(Request::Status {}) {
+            Ok(Reply::Status(status)) => status,
+            Ok(other) => return Err(unexpected("status", &other)),
             Err(failure) if failure.kind == FailureKind::Unreachable => {
                 render::say("bangerd does not run");
+                return Ok(0);
             }
             Err(failure) => return Err(failure),
+        };
+        // Opened while it surely runs, so that the number means this process.
+        let process = i32::try_from(status.pid)
+            .ok()
+            .and_then(Pid::from_raw)
+            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        context.ask_running(Request::Shutdown {})?;
+        if let Some(process) = process {
+            wait_for_end(&process)?;
         }
+        render::line("bangerd stopped");
         Ok(0)
+    }
+}
+
+/// Waits until the daemon has saved and gone: the next command must not meet it.
+fn wait_for_end(process: &OwnedFd) -> Result<(), Failure> {
+    let limit = Timespec {
+        tv_sec: STOP_LIMIT.as_secs() as i64,
+        tv_nsec: 0,
+    };
+    let mut polled = [PollFd::new(process, PollFlags::IN)];
+    match rustix::io::retry_on_intr(|| poll(&mut polled, Some(&limit))) {
+        Ok(0) => Err(
+            Failure::failed("stop bangerd: it is still finishing what it had begun")
+                .hint("`banger daemon status` names its log."),
+        ),
+        Ok(_) => Ok(()),
+        Err(error) => Err(Failure::failed("wait for bangerd to end").because(error)),
     }
 }

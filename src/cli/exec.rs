@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use super::context::{Context, Dialed};
 use super::session::{self, Ends, OwnFailure};
 use super::signals;
-use super::terminal::{Allocate, RawMode};
+use super::terminal::{self, Allocate, RawMode};
 use super::values::{EnvPair, GuestDirectory, environment};
 use crate::failure::Failure;
 use crate::proto::agent::Exec;
@@ -108,10 +108,8 @@ impl VmShell {
 
     fn carry_out(self, context: &Context, argv: Vec<String>) -> Result<u8, OwnFailure> {
         let allocate = allocation(self.tty, self.no_tty)?;
-        let workdir = match self.workdir {
-            Some(GuestDirectory(directory)) => Some(directory),
-            None => context.vm(&self.name)?.workdir,
-        };
+        // Without one the agent uses that of the VM.
+        let workdir = self.workdir.map(|GuestDirectory(directory)| directory);
         let exec = Exec {
             argv,
             env: guest_environment(&self.env),
@@ -135,10 +133,14 @@ pub fn attach(dialed: Dialed, mut exec: Exec) -> Result<u8, OwnFailure> {
     let failed = |error: std::io::Error| Failure::failed("prepare the session").because(error);
     // Caught before raw mode is entered, so that no signal leaves a raw terminal.
     let signals = signals::catch().map_err(failed)?;
-    if exec.terminal.is_some()
-        && let Ok(colours) = std::env::var("COLORTERM")
-    {
-        exec.env.insert(0, ("COLORTERM".to_owned(), colours));
+    if let Some(terminal) = &mut exec.terminal {
+        // Measured anew: a change before the signals were caught would be missed.
+        if let Some((columns, rows)) = terminal::size() {
+            (terminal.columns, terminal.rows) = (columns, rows);
+        }
+        if let Ok(colours) = std::env::var("COLORTERM") {
+            exec.env.insert(0, ("COLORTERM".to_owned(), colours));
+        }
     }
     let ends = Ends {
         stream: dialed.stream,

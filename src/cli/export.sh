@@ -4,7 +4,8 @@ command -v git >/dev/null || exit 127
 unset GIT_DIR GIT_INDEX_FILE GIT_WORK_TREE
 cd "$(git rev-parse --show-toplevel)"
 folder=$(git rev-parse --absolute-git-dir)
-base=$(git rev-parse --verify --quiet "$2^{commit}" ||
+base=$(git rev-parse --verify --quiet "$2^{tree}" ||
+    git rev-parse --verify --quiet "HEAD^{tree}" ||
     git hash-object -t tree /dev/null)
 index=$folder/banger-export.$$
 trap 'rm -f "$index" "$index.lock"' EXIT

@@ -68,17 +68,54 @@ lifecycle! {
 }
 
 lifecycle! {
-    /// Delete sandboxes with all that is in them, running or not.
-    VmDelete, "delete", "deleted",
-    ["banger vm delete dev", "banger vm rm dev other"],
-    |vm| Request::VmDelete { vm, force: true }
-}
-
-lifecycle! {
     /// Give sandboxes at rest a fresh root file system from their image; /root is kept.
     VmReset, "reset", "reset",
     ["banger vm stop dev && banger vm reset dev"],
     |vm| Request::VmReset { vm }
+}
+
+/// Delete sandboxes with all that is in them, running or not. On a terminal it asks before it deletes one that runs.
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "delete",
+    note = "Several are handled at the same time; those that are known are handled though others are not.",
+    example = "banger vm delete dev",
+    example = "banger vm rm --force dev other"
+)]
+pub struct VmDelete {
+    /// do not ask
+    #[argh(switch, short = 'f')]
+    pub force: bool,
+    /// print nothing but failures
+    #[argh(switch, short = 'q')]
+    pub quiet: bool,
+    /// name or id of a sandbox, or the beginning of its id
+    #[argh(positional, arg_name = "name")]
+    pub names: Vec<String>,
+}
+
+impl VmDelete {
+    /// Carries it out.
+    pub fn run(self, context: &Context) -> Result<u8, Failure> {
+        if !self.force && !self.names.is_empty() && render::can_ask() {
+            let vms = context.vms()?;
+            let running: Vec<String> = resolve_all(&self.names, &vms)
+                .into_iter()
+                .flatten()
+                .filter(|vm| vm.phase == "running")
+                .map(|vm| vm.name.clone())
+                .collect();
+            let question = format!("Delete what runs: {}?", running.join(", "));
+            if !running.is_empty() && !render::ask(&question)? {
+                render::say("nothing deleted");
+                return Ok(0);
+            }
+        }
+        let done = if self.quiet { None } else { Some("deleted") };
+        let request = |vm| Request::VmDelete { vm, force: true };
+        carry_out(context, "delete", &self.names, done, request)
+    }
 }
 
 fn carry_out(

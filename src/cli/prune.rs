@@ -1,12 +1,10 @@
 //! `banger vm prune`.
 
-use std::io::{BufRead, IsTerminal};
-
 use argh::{ArgsInfo, FromArgs};
 
 use super::context::Context;
 use super::list::table;
-use super::render::{self, Stream};
+use super::render;
 use super::words::count;
 use crate::failure::Failure;
 use crate::proto::reply::VmView;
@@ -62,18 +60,11 @@ impl VmPrune {
 }
 
 fn confirmed(vms: &[VmView], context: &Context) -> Result<bool, Failure> {
-    if !std::io::stdin().is_terminal() || !render::is_terminal(Stream::Err) {
-        let what = format!(
-            "delete {}: nobody can be asked",
-            count(vms.len() as u64, "vm")
-        );
+    let these = count(vms.len() as u64, "VM");
+    if !render::can_ask() {
+        let what = format!("delete {these}: nobody can be asked");
         return Err(Failure::usage(what).hint("`banger vm prune --force` does not ask."));
     }
     table(vms, context.now()).print();
-    let question = format!("Delete {}? [y/N] ", count(vms.len() as u64, "VM"));
-    render::say_raw(&question);
-    let mut answer = String::new();
-    let read = std::io::stdin().lock().read_line(&mut answer);
-    read.map_err(|error| Failure::failed("read your answer").because(error))?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    render::ask(&format!("Delete {these}?"))
 }

@@ -4,7 +4,7 @@
 //! has gone (`banger vm list | head -1`) is a quiet exit, never a panic. Colour is
 //! used on a terminal only and never when `NO_COLOR` is set.
 
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::io::{BufRead, ErrorKind, IsTerminal, Write};
 
 use serde::Serialize;
 
@@ -79,6 +79,25 @@ fn write(mut stream: impl Write, bytes: &[u8]) {
             std::process::exit(1)
         }
     }
+}
+
+/// Whether somebody sits there who can answer.
+pub fn can_ask() -> bool {
+    std::io::stdin().is_terminal() && is_terminal(Stream::Err)
+}
+
+/// Asks a question on standard error; anything but a yes is a no.
+///
+/// # Errors
+/// The answer cannot be read.
+pub fn ask(question: &str) -> Result<bool, Failure> {
+    say_raw(&format!("{} [y/N] ", printable(question)));
+    let mut answer = String::new();
+    std::io::stdin()
+        .lock()
+        .read_line(&mut answer)
+        .map_err(|error| Failure::failed("read your answer").because(error))?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 /// Whether this stream is a terminal.

@@ -6,11 +6,13 @@
 //!        └ refused                   └─> explicit delete, seen to its end <──────────┘
 //! ```
 
+use std::time::{Duration, Instant};
+
 use argh::{ArgsInfo, FromArgs};
 
 use super::client::Answer;
 use super::context::{Context, unexpected};
-use super::exec::{allocation, attach, guest_environment};
+use super::exec::{allocation, attach};
 use super::new_vm::Wanted;
 use super::progress::Stages;
 use super::render;
@@ -252,11 +254,12 @@ impl VmRun {
             start: true,
             delete_on_disconnect: self.rm,
         };
+        let begun = Instant::now();
         let answer = context.ask_keeping(request, stages)?;
         match &answer.reply {
             Reply::Vm(vm) => {
                 let vm = VmView::clone(vm);
-                say_made(&vm);
+                say_made(&vm, begun.elapsed());
                 Ok((answer, vm))
             }
             other => Err(unexpected("vm_run", other)),
@@ -283,7 +286,9 @@ impl VmRun {
         let interactive = argv.is_none();
         let exec = Exec {
             argv: argv.unwrap_or_default(),
-            env: guest_environment(&self.env),
+            // The VM has them already, for every command.
+            env: Vec::new(),
+            // Named, so that one which does not exist is a failure and not root's home.
             workdir: vm.workdir.clone(),
             terminal: allocation(self.tty, self.no_tty)?.decide(),
         };
@@ -302,10 +307,11 @@ fn identity(workspace: Option<&Workspace>) -> Option<GitIdentity> {
 }
 
 /// What was decided for the user is said; everything is in `vm show`.
-fn say_made(vm: &VmView) {
+fn say_made(vm: &VmView, took: Duration) {
     let mut text = format!(
-        "{}: {}, {}, {} memory, network {}",
+        "{} is ready in {:.1} s: {}, {}, {} memory, network {}",
         vm.name,
+        took.as_secs_f64(),
         vm.image,
         count(u64::from(vm.vcpu), "cpu"),
         size(vm.memory),

@@ -405,3 +405,6 @@ fn poll_all<const N: usize>(
         Err(error) => Err(Failure::failed("wait for the guest").because(error).into()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -27,7 +27,7 @@ use super::{client, render};
 use crate::failure::{Failure, FailureKind};
 use crate::host::layout::Layout;
 use crate::proto::reply::WireFailure;
-use crate::sys::detach::in_new_session;
+use crate::sys::session::{ControllingTerminal, lead_session};
 
 /// The variable that names the descriptor of the readiness pipe to the daemon.
 pub const READY_FD: &str = "BANGER_READY_FD";
@@ -165,7 +165,9 @@ fn spawn(log: &File, ready: &OwnedFd) -> io::Result<()> {
         .stderr(log.try_clone()?);
     // The child is to inherit exactly this one.
     rustix::io::fcntl_setfd(ready, FdFlags::empty())?;
-    let spawned = in_new_session(&mut command).spawn();
+    // Neither Ctrl-C nor a hang-up of our terminal is for the daemon.
+    lead_session(&mut command, ControllingTerminal::None);
+    let spawned = command.spawn();
     rustix::io::fcntl_setfd(ready, FdFlags::CLOEXEC)?;
     spawned.map(drop)
 }

@@ -134,3 +134,109 @@ fn checked(status: u8) -> Result<(), Failure> {
         .hint("`--workdir` names another directory of the guest.")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    fn git(folder: &Path, arguments: &[&str]) -> String {
+        let output = Command::new("git")
+            .arg("-C")
+            .arg(folder)
+            .args(["-c", "user.name=Ada", "-c", "user.email=ada@example.org"])
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "git {arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn repository() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        git(folder.path(), &["init", "--quiet", "--initial-branch=main"]);
+        for file in ["committed", "changed", "deleted"] {
+            std::fs::write(folder.path().join(file), "one\n").unwrap();
+        }
+        git(folder.path(), &["add", "--all"]);
+        git(folder.path(), &["commit", "--quiet", "--message=base"]);
+        folder
+    }
+
+    fn export(folder: &Path) -> Vec<u8> {
+        let output = Command::new("sh")
+            .args(["-c", SCRIPT, "sh"])
+            .arg(folder)
+            .arg(BASE_REF)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        output.stdout
+    }
+
+    fn apply(folder: &Path, patch: &[u8]) {
+        let mut git = Command::new("git")
+            .arg("-C")
+            .arg(folder)
+            .arg("apply")
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        git.stdin.take().unwrap().write_all(patch).unwrap();
+        assert!(git.wait().unwrap().success());
+    }
+
+    #[test]
+    fn commits_changes_and_new_files_are_all_in_the_patch() {
+        let (guest, home) = (repository(), repository());
+        let path = guest.path();
+        git(path, &["update-ref", BASE_REF, "HEAD"]);
+        std::fs::write(path.join("committed"), "two\n").unwrap();
+        git(path, &["commit", "--quiet", "--all", "--message=two"]);
+        std::fs::write(path.join("changed"), "two\n").unwrap();
+        std::fs::write(path.join("binary"), [0, 255, 1, 13]).unwrap();
+        std::fs::remove_file(path.join("deleted")).unwrap();
+        let before = git(path, &["status", "--porcelain"]);
+        let patch = export(path);
+        assert_eq!(git(path, &["status", "--porcelain"]), before);
+        let left: Vec<_> = std::fs::read_dir(path.join(".git"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.contains("export"))
+            .collect();
+        assert!(left.is_empty(), "{left:?}");
+        apply(home.path(), &patch);
+        let read = |file: &str| std::fs::read(home.path().join(file));
+        assert_eq!(read("committed").unwrap(), b"two\n");
+        assert_eq!(read("changed").unwrap(), b"two\n");
+        assert_eq!(read("binary").unwrap(), [0, 255, 1, 13]);
+        assert!(read("deleted").is_err());
+    }
+
+    #[test]
+    fn nothing_changed_is_an_empty_patch() {
+        let guest = repository();
+        git(guest.path(), &["update-ref", BASE_REF, "HEAD"]);
+        assert!(export(guest.path()).is_empty());
+    }
+
+    #[test]
+    fn a_repository_of_the_guests_own_is_compared_with_its_head() {
+        let guest = repository();
+        std::fs::write(guest.path().join("changed"), "two\n").unwrap();
+        let patch = String::from_utf8(export(guest.path())).unwrap();
+        assert!(
+            patch.contains("b/changed") && !patch.contains("b/committed"),
+            "{patch}"
+        );
+    }
+
+    #[test]
+    fn a_repository_without_commits_gives_all_its_files() {
+        let guest = tempfile::tempdir().unwrap();
+        git(guest.path(), &["init", "--quiet"]);
+        std::fs::write(guest.path().join("new"), "x\n").unwrap();
+        let patch = String::from_utf8(export(guest.path())).unwrap();
+        assert!(patch.contains("+++ b/new"), "{patch}");
+    }
+}

@@ -4,8 +4,6 @@
 #[allow(unsafe_code)]
 pub mod descriptors;
 #[allow(unsafe_code)]
-pub mod detach;
-#[allow(unsafe_code)]
 pub mod entropy;
 #[allow(unsafe_code)]
 pub mod kvm;

@@ -70,7 +70,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "version",
             "plan::doctor",
             "host::layout",
-            "sys::detach",
+            "sys::session",
             "workspace",
         ],
     ),

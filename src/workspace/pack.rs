@@ -51,8 +51,9 @@ pub fn stage(workspace: &Workspace, cache: &Path) -> Result<Staged, Failure> {
     sweep(&staging);
     let staged = make_folder(&staging).map_err(failed)?;
     init(workspace, &staged.folder)?;
-    if workspace.head.is_some() {
-        fetch(workspace, &staged.folder)?;
+    match workspace.head {
+        Some(_) => fetch(workspace, &staged.folder)?,
+        None => start_empty(&staged.folder)?,
     }
     Ok(staged)
 }
@@ -106,6 +107,14 @@ fn init(workspace: &Workspace, folder: &Path) -> Result<(), Failure> {
     if let Some(origin) = &workspace.origin {
         git::run(folder, &["remote", "add", "origin", origin])?;
     }
+    Ok(())
+}
+
+/// Without a commit the start to be remembered is the empty tree.
+fn start_empty(folder: &Path) -> Result<(), Failure> {
+    let tree = git::run(folder, &["hash-object", "-w", "-t", "tree", "--stdin"])?;
+    let tree = git::line(&tree).unwrap_or_default();
+    git::run(folder, &["update-ref", BASE_REF, &tree])?;
     Ok(())
 }
 
@@ -373,6 +382,7 @@ mod tests {
         let target = round_trip(&repository, Untracked::Include);
         let status = git(target.path(), &["status", "--porcelain", "--branch"]);
         assert_eq!(status, "## No commits yet on main\n?? file\n");
+        assert_eq!(git(target.path(), &["ls-tree", BASE_REF]), "");
     }
 
     #[test]

@@ -22,6 +22,17 @@ pub struct Terminal {
 impl Terminal {
     /// Starts `banger` with these arguments on a terminal of this size.
     pub fn start(banger: &Banger, arguments: &[&str], columns: u16, rows: u16) -> Terminal {
+        Terminal::start_with(banger, arguments, columns, rows, &[])
+    }
+
+    /// The same with more variables in its environment.
+    pub fn start_with(
+        banger: &Banger,
+        arguments: &[&str],
+        columns: u16,
+        rows: u16,
+        variables: &[(&str, &str)],
+    ) -> Terminal {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
             .expect("the host has pseudo terminals");
         grantpt(&master).expect("a terminal of ours can be granted");
@@ -44,7 +55,8 @@ impl Terminal {
         command
             .env_clear()
             .envs(banger.environment())
-            .env("TERM", "xterm-256color");
+            .env("TERM", "xterm-256color")
+            .envs(variables.iter().copied());
         let copy = || Stdio::from(slave.try_clone().expect("a descriptor can be copied"));
         command
             .current_dir(banger.home())
