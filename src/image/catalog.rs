@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use crate::failure::Failure;
 use crate::model::ids::{ImageName, KernelName};
+use crate::model::nearest::nearest;
 
 const IMAGES: &str = include_str!("../../catalog/images.toml");
 const KERNELS: &str = include_str!("../../catalog/kernels.toml");
@@ -171,10 +172,16 @@ impl Catalog {
 }
 
 fn unknown(kind: &str, name: &str, known: Vec<&str>) -> Failure {
-    Failure::not_found(format!("find {kind} {name} in the catalogue")).hint(format!(
-        "The catalogue has {}. Run `banger {kind} list` to see them.",
-        known.join(" and ")
-    ))
+    let failure = Failure::not_found(format!("find {kind} {name} in the catalogue"));
+    match nearest(name, known.iter().copied()) {
+        Some(near) => failure.hint(format!(
+            "Did you mean {near}? Run `banger {kind} list` to see all."
+        )),
+        None => failure.hint(format!(
+            "The catalogue has {}. Run `banger {kind} list` to see them.",
+            known.join(" and ")
+        )),
+    }
 }
 
 #[cfg(test)]
@@ -202,10 +209,12 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_name_is_answered_with_those_there_are() {
-        let failure = catalog().image(&"debian".parse().unwrap()).unwrap_err();
-        assert!(failure.hint.unwrap().contains("debian-minimal"));
-        let failure = catalog().kernel(&"linux".parse().unwrap()).unwrap_err();
+    fn an_unknown_name_is_answered_with_the_nearest_or_all() {
+        let catalog = catalog();
+        let failure = catalog.image(&"debian-minmal".parse().unwrap());
+        let hint = failure.unwrap_err().hint.unwrap();
+        assert!(hint.contains("mean debian-minimal?"), "{hint}");
+        let failure = catalog.kernel(&"linux".parse().unwrap()).unwrap_err();
         assert!(failure.hint.unwrap().contains("debian-6.1-cloud"));
     }
 }

@@ -4,11 +4,11 @@
 //! it from its blocking pool. Nothing here knows of VMs or of the daemon's store: a pull
 //! returns what was made, and the names that lead to it are the caller's to keep.
 //!
-//! Reading order: `catalog` (what can be pulled), `job` (progress and cancel),
-//! `program` (running the host's tools), `sources` and `apt` (Debian's archive, as this
-//! host reaches it), `kernel` with `vmlinux` and `modules`, `rootfs` with `recipe` for
-//! images, `ext4` with `tarball` and `tree` (what goes into a file system), `store`
-//! (content-addressed folders, written aside).
+//! Reading order: `catalog` (what can be pulled), `job` (progress and cancel), `program`
+//! and `orphans` (running the host's tools), `sources` and `apt` (Debian's archive, as
+//! this host reaches it), `kernel` with `vmlinux` and `modules`, `rootfs` with `recipe`
+//! and `subids` for images, `ext4` with `tarball`, `tree` and `acl` (what goes into a
+//! file system), `store` with `manifest` (content-addressed folders, written aside).
 
 pub mod acl;
 pub mod apt;
@@ -18,6 +18,7 @@ pub mod job;
 pub mod kernel;
 pub mod manifest;
 pub mod modules;
+pub mod orphans;
 pub mod program;
 pub mod recipe;
 pub mod rootfs;

@@ -35,6 +35,10 @@ const MERGED_USR: &str = "/usr/share/mmdebstrap/hooks/merged-usr";
 /// dpkg's own settings.
 const DPKG: &str = "/etc/dpkg/dpkg.cfg.d";
 
+/// Folders where the owners in the tree depend on who built it and where packages were
+/// kept.
+const ROOTS_OWN: [&str; 2] = ["var/cache/apt/archives", "var/lib/apt/lists"];
+
 /// The data of a recipe.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -179,6 +183,11 @@ impl Recipe {
     ///
     /// `epoch` is the time of everything new, seconds since the epoch.
     pub fn finish(&self, entries: &mut Vec<Entry>, epoch: i64) -> Vec<(String, String)> {
+        for entry in entries.iter_mut() {
+            if ROOTS_OWN.iter().any(|folder| matches(folder, &entry.path)) {
+                (entry.meta.uid, entry.meta.gid) = (0, 0);
+            }
+        }
         for Remove { path, .. } in &self.remove {
             let before = entries.len();
             entries.retain(|entry| !matches(path, &entry.path));
@@ -284,11 +293,13 @@ link = [{ path = \"b\", target = \"/dev/null\", why = \"w\" }]
 write = [{ path = \"c\", text = \"\\ntext\\n\", why = \"w\" }]
 ";
         let recipe = parse(text).unwrap();
-        let mut entries = vec![entry("a"), entry("a/x"), entry("b"), entry("b/y")];
+        let paths_before = ["a", "a/x", "b", "b/y", ROOTS_OWN[0]];
+        let mut entries: Vec<Entry> = paths_before.map(entry).to_vec();
         let written = recipe.finish(&mut entries, 9);
-        assert_eq!(paths(&entries), ["a", "b", "c"]);
-        assert_eq!(entries[1].node, Node::Symlink("/dev/null".to_owned()));
-        assert_eq!(entries[2].meta.mtime, (9, 0));
+        assert_eq!(paths(&entries), ["a", ROOTS_OWN[0], "b", "c"]);
+        assert_eq!((entries[0].meta.uid, entries[1].meta.uid), (1, 0));
+        assert_eq!(entries[2].node, Node::Symlink("/dev/null".to_owned()));
+        assert_eq!(entries[3].meta.mtime, (9, 0));
         assert_eq!(written, [("c".to_owned(), "text\n".to_owned())]);
     }
 

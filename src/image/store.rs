@@ -20,7 +20,7 @@ use std::sync::mpsc;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use super::job::{Job, at};
-use super::program;
+use super::{orphans, program};
 use crate::failure::{Failure, FailureKind};
 use crate::model::ids::ContentId;
 
@@ -248,6 +248,7 @@ pub fn sweep(parent: &Path, prefix: &str) -> Result<(), Failure> {
     for entry in entries.flatten() {
         let path = entry.path();
         if entry.file_name().to_string_lossy().starts_with(prefix) && !is_owned(&path) {
+            orphans::end(&path);
             discard(&path)?;
         }
     }
