@@ -1,7 +1,8 @@
 //! A VM's files in directories of its own, and the steps that run it.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 
 use banger::host::layout::Layout;
 use banger::host::process::{Marker, find};
@@ -16,6 +17,7 @@ use tempfile::TempDir;
 
 use crate::kernel;
 use crate::support::events::wait_for_change;
+use crate::support::seed;
 
 /// A host with one VM whose kernel is tiny and whose disks are empty.
 pub struct Lab {
@@ -31,7 +33,7 @@ impl Lab {
         let root = tempfile::tempdir().unwrap();
         let layout = Layout {
             state: root.path().join("s"),
-            cache: cache(),
+            cache: root.path().join("c"),
             runtime: root.path().join("r"),
         };
         let machine = Machine {
@@ -45,6 +47,7 @@ impl Lab {
         };
         let vm = VmId::from_bits(std::process::id() << 8 | vm);
         lay_out(&layout, vm, &machine);
+        link_tools(&layout.tools());
         let program = OwnProgram::at(env!("CARGO_BIN_EXE_banger"));
         Lab {
             host: RealHost::with_program(layout, Settings::default(), program),
@@ -139,10 +142,22 @@ pub fn assert_sees(lab: &Lab, word: &str, presence: Presence) {
     assert_eq!(lab.host.probe(&lab.step(word)), Ok(presence), "{word}");
 }
 
-/// The cache that the developer's banger uses, for the tools in it.
-fn cache() -> PathBuf {
-    let tools = crate::support::seed::tools();
-    tools.ancestors().nth(2).unwrap().to_owned()
+/// The program that a test uses: named by a variable, or found where banger looks.
+pub fn program(name: &str) -> Option<PathBuf> {
+    let variable = format!("BANGER_{}", name.to_uppercase().replace('-', "_"));
+    std::env::var_os(variable)
+        .map(PathBuf::from)
+        .or_else(|| seed::find_tool(name))
+}
+
+/// Puts the programs where banger looks first.
+fn link_tools(tools: &Path) {
+    fs::create_dir_all(tools).unwrap();
+    for name in ["vhost-device-vsock", "firecracker"] {
+        if let Some(found) = program(name) {
+            symlink(found, tools.join(name)).unwrap();
+        }
+    }
 }
 
 fn lay_out(layout: &Layout, vm: VmId, machine: &Machine) {

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's helper fails its test")]
 #![allow(clippy::print_stdout, reason = "a skipped test says so")]
 
+mod firecracker;
 mod kernel;
 mod lab;
 #[path = "../support/mod.rs"]
@@ -21,14 +22,14 @@ use banger::vmm::fitness;
 use banger::vmm::{Deadline, GuestState, of};
 
 use lab::{Lab, assert_sees};
-use support::{DEADLINE, seed, skip};
+use support::{DEADLINE, skip};
 
 const BANGER: &str = env!("CARGO_BIN_EXE_banger");
 
 /// A lab for QEMU, or a line that says why there is none.
 fn qemu(test: &str, vm: u32) -> Option<Lab> {
     for program in ["qemu-system-x86_64", "vhost-device-vsock"] {
-        if seed::find_tool(program).is_none() {
+        if lab::program(program).is_none() {
             skip(test, &format!("{program} is not installed"));
             return None;
         }

@@ -1,0 +1,77 @@
+//! The real Firecracker, told about a whole machine over its API. `BANGER_FIRECRACKER`
+//! names the program; else it is looked for where banger looks.
+
+use std::os::unix::fs::FileTypeExt;
+
+use banger::host::Host;
+use banger::model::vm::VmmKind;
+use banger::plan::step::{FaultKind, Presence};
+use banger::vmm::{Deadline, GuestState, of};
+
+use crate::kernel;
+use crate::lab::{self, Lab, assert_sees};
+use crate::support::{DEADLINE, skip};
+
+/// A lab for Firecracker, or a line that says why there is none.
+fn firecracker(test: &str, vm: u32) -> Option<Lab> {
+    if lab::program("firecracker").is_none() {
+        skip(test, "firecracker is not installed");
+        return None;
+    }
+    if std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .is_err()
+    {
+        skip(test, "/dev/kvm cannot be opened");
+        return None;
+    }
+    Some(Lab::new(VmmKind::Firecracker, vm))
+}
+
+#[test]
+fn firecracker_is_configured_twice_runs_a_guest_and_leaves_nothing() {
+    let test = "firecracker_is_configured_twice_runs_a_guest_and_leaves_nothing";
+    let Some(lab) = firecracker(test, 0x41) else {
+        return;
+    };
+    let control = lab.host.layout().control_socket(lab.vm);
+    let state = || {
+        of(VmmKind::Firecracker)
+            .state(&control, Deadline::after(DEADLINE))
+            .unwrap()
+    };
+    lab.ensure_until("vmm");
+    assert_sees(&lab, "configured", Presence::Different);
+    for _ in 0..2 {
+        lab.host.ensure(&lab.step("configured")).unwrap();
+        assert_sees(&lab, "configured", Presence::Present);
+    }
+    assert_eq!(state(), GuestState::NotStarted);
+    let vsock = lab.host.layout().vsock(lab.vm);
+    assert!(vsock.metadata().unwrap().file_type().is_socket());
+    for _ in 0..2 {
+        lab.host.ensure(&lab.step("booted")).unwrap();
+        assert_sees(&lab, "booted", Presence::Present);
+    }
+    assert_eq!(state(), GuestState::Running);
+    assert_eq!(lab.console_with("runs\n"), kernel::GREETING);
+    lab.remove_and_find_nothing();
+    assert!(!vsock.exists());
+}
+
+#[test]
+fn what_firecracker_refuses_is_told_in_its_own_words() {
+    let test = "what_firecracker_refuses_is_told_in_its_own_words";
+    let Some(lab) = firecracker(test, 0x42) else {
+        return;
+    };
+    lab.ensure_until("vmm");
+    std::fs::remove_file(lab.host.layout().work_disk(lab.vm)).unwrap();
+    let fault = lab.host.ensure(&lab.step("configured")).unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Other);
+    assert!(fault.what.contains("PUT /drives/work"), "{fault}");
+    assert!(fault.what.contains("No such file"), "{fault}");
+    lab.remove_and_find_nothing();
+}
