@@ -1,11 +1,11 @@
 //! A VM's files in directories of its own, and the steps that run it.
 
 use std::fs::{self, File};
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use banger::host::layout::Layout;
 use banger::host::process::{Marker, find};
+use banger::host::program::Programs;
 use banger::host::{Host, RealHost, Settings};
 use banger::model::ids::VmId;
 use banger::model::net::NetMode;
@@ -47,10 +47,9 @@ impl Lab {
         };
         let vm = VmId::from_bits(std::process::id() << 8 | vm);
         lay_out(&layout, vm, &machine);
-        link_tools(&layout.tools());
         let program = OwnProgram::at(env!("CARGO_BIN_EXE_banger"));
         Lab {
-            host: RealHost::with_program(layout, Settings::default(), program),
+            host: RealHost::with_program(layout, settings(), program),
             vm,
             machine,
             _root: root,
@@ -150,13 +149,15 @@ pub fn program(name: &str) -> Option<PathBuf> {
         .or_else(|| seed::find_tool(name))
 }
 
-/// Puts the programs where banger looks first.
-fn link_tools(tools: &Path) {
-    fs::create_dir_all(tools).unwrap();
-    for name in ["vhost-device-vsock", "firecracker"] {
-        if let Some(found) = program(name) {
-            symlink(found, tools.join(name)).unwrap();
-        }
+/// The programs of this test, by name.
+fn settings() -> Settings {
+    let named = ["vhost-device-vsock", "firecracker"]
+        .into_iter()
+        .filter_map(|name| Some((name.to_owned(), program(name)?)))
+        .collect();
+    Settings {
+        programs: Programs::new(named, PathBuf::new()),
+        ..Settings::default()
     }
 }
 

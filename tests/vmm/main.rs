@@ -12,6 +12,7 @@ mod support;
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use banger::host::Host;
 use banger::host::launch::Launch;
@@ -22,6 +23,7 @@ use banger::vmm::fitness;
 use banger::vmm::{Deadline, GuestState, of};
 
 use lab::{Lab, assert_sees};
+use support::events::wait_for_folder;
 use support::{DEADLINE, skip};
 
 const BANGER: &str = env!("CARGO_BIN_EXE_banger");
@@ -163,6 +165,23 @@ fn a_launched_program_has_a_session_and_only_three_descriptors() {
     assert_eq!(open, ["0", "1", "2"], "{text}");
     assert!(lines.contains(&"0077"), "{text}");
     assert!(!text.contains("CARGO"), "{text}");
+}
+
+#[test]
+fn a_launched_program_outlives_the_thread_that_started_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_owned();
+    let script = "touch runs; exec tail -f /dev/null";
+    let starter = std::thread::spawn(move || {
+        let launched = launch(&path, None, script);
+        wait_for_folder(&path, |folder| folder.join("runs").exists());
+        launched
+    });
+    let launched = starter.join().unwrap();
+    assert!(!launched.process.ends_within(Duration::from_millis(100)));
+    launched.process.kill().unwrap();
+    assert!(launched.process.ends_within(DEADLINE));
+    Children::default().adopt(launched.child);
 }
 
 #[test]
