@@ -2,6 +2,7 @@
 //! now: names, keys, files, clock, randomness. A file is written only when it would
 //! change, so a boot dirties no more of the disk than it must.
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -34,28 +35,37 @@ pub fn apply(config: &GuestConfig, journal: &mut Journal) {
     }
 }
 
-/// Writes a file with its parents (0755), unless it is like that already.
+/// Writes a file with its parents (0755), unless it is like that already. A link is
+/// followed. The file is made beside and renamed: nobody sees half of it, and a root
+/// joined of two disks need not copy what is replaced.
 ///
 /// # Errors
 /// Names the file.
 pub fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<(), Failure> {
     let attempt = || during::<io::Error>(format!("write {}", path.display()));
     let permissions = Permissions::from_mode(mode & 0o7777);
-    let is_so = fs::read(path).is_ok_and(|present| present == content);
-    if !is_so {
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(attempt())?;
-        }
-        let mut options = OpenOptions::new();
-        options
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(mode & 0o7777);
-        let mut file = options.open(path).map_err(attempt())?;
-        file.write_all(content).map_err(attempt())?;
+    if is_so(path, content, &permissions) {
+        return Ok(());
     }
-    fs::set_permissions(path, permissions).map_err(attempt())
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(attempt())?;
+    }
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let mut name = OsString::from(".banger-");
+    name.push(target.file_name().unwrap_or_default());
+    let beside = target.with_file_name(name);
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(&beside).map_err(attempt())?;
+    file.write_all(content).map_err(attempt())?;
+    file.set_permissions(permissions).map_err(attempt())?;
+    fs::rename(&beside, &target).map_err(attempt())
+}
+
+fn is_so(path: &Path, content: &[u8], permissions: &Permissions) -> bool {
+    let mode = |permissions: &Permissions| permissions.mode() & 0o7777;
+    fs::metadata(path).is_ok_and(|found| mode(&found.permissions()) == mode(permissions))
+        && fs::read(path).is_ok_and(|present| present == content)
 }
 
 fn guest_file(file: &GuestFile) -> Result<(), Failure> {

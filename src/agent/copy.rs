@@ -1,5 +1,9 @@
 //! Copies a tree of files as it is: kinds, modes, owners, times, extended attributes
 //! and hard links. Links are copied, never followed.
+//!
+//! On ext4 the copy's content is on its way to the disk when this returns: what is
+//! done to the file system afterwards survives a power cut only with it. Waiting for
+//! the disk (`syncfs`) would cost a boot 30 ms and more.
 
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -14,6 +18,7 @@ use rustix::fs::{
 
 use super::during;
 use crate::failure::Failure;
+use crate::sys::ext4;
 
 /// Most bytes of an extended attribute, and of the list of their names
 /// (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
@@ -72,7 +77,8 @@ fn content(from: &Path, to: &Path, found: &Metadata) -> io::Result<()> {
             .create_new(true)
             .mode(0o600)
             .open(to)?;
-        return io::copy(&mut File::open(from)?, &mut target).map(drop);
+        io::copy(&mut File::open(from)?, &mut target)?;
+        return begin_writing(&target);
     }
     let node = match () {
         () if kind.is_fifo() => FileType::Fifo,
@@ -87,6 +93,15 @@ fn content(from: &Path, to: &Path, found: &Metadata) -> io::Result<()> {
         Mode::from_raw_mode(0o600),
         found.rdev(),
     )?)
+}
+
+/// So that a later rename of the whole tree reaches the disk after its content.
+fn begin_writing(target: &File) -> io::Result<()> {
+    match ext4::allocate_delayed(target) {
+        // Only work disks, which are ext4, depend on it.
+        Err(rustix::io::Errno::NOTTY) => Ok(()),
+        begun => Ok(begun?),
+    }
 }
 
 /// Owner before mode and attributes, which a change of owner takes away; times last.

@@ -1,13 +1,18 @@
-//! Waits until a device node exists, told by inotify: mostly it is there already,
-//! since a driver probes its devices while it is loaded.
+//! Waits until a disk can be opened, told by the kernel's own events.
+//!
+//! Not by the node's appearance in /dev: the kernel makes the node first and the disk
+//! behind it a moment later (ENXIO meanwhile); its event comes after both.
 
-use std::mem::MaybeUninit;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::inotify;
 use rustix::io::Errno;
+use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
 
 use super::during;
 use crate::failure::Failure;
@@ -15,66 +20,83 @@ use crate::failure::Failure;
 /// How long a disk may take to appear. Under emulation on a loaded host it has been
 /// seen to take over a second.
 const LIMIT: Duration = Duration::from_secs(20);
+/// The group of the kernel's own events; udev's are another.
+const KERNEL_EVENTS: u32 = 1;
 
-/// The path of a device once its node exists.
+/// The path of a disk once it can be opened.
 ///
 /// # Errors
 /// It did not appear within 20 s.
 pub fn wait_for(name: &str) -> Result<PathBuf, Failure> {
-    appear(Path::new("/dev"), name, LIMIT)
-}
-
-fn appear(folder: &Path, name: &str, limit: Duration) -> Result<PathBuf, Failure> {
-    let path = folder.join(name);
-    if path.exists() {
-        return Ok(path);
-    }
-    let attempt = format!("wait for {}", path.display());
-    let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
-        .map_err(during(attempt.clone()))?;
-    inotify::add_watch(&watch, folder, inotify::WatchFlags::CREATE)
-        .map_err(during(attempt.clone()))?;
-    let deadline = Instant::now() + limit;
-    // Looked at again only after the watch stands: what appeared in between is seen.
-    while !path.exists() {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(Failure::failed(attempt)
-                .because("it did not appear; is the disk attached and its driver loaded?"));
-        }
-        let timeout = Timespec::try_from(left).expect("twenty seconds fit a timespec");
-        match poll(&mut [PollFd::new(&watch, PollFlags::IN)], Some(&timeout)) {
-            Ok(_) | Err(Errno::INTR) => drain(&watch),
-            Err(error) => return Err(during(attempt)(error)),
-        }
+    let path = Path::new("/dev").join(name);
+    let is_there = || File::open(&path).is_ok();
+    if !is_there() {
+        let attempt = || during::<io::Error>(format!("wait for {}", path.display()));
+        let events = events().map_err(attempt())?;
+        until(is_there, &events, LIMIT).map_err(attempt())?;
     }
     Ok(path)
 }
 
-fn drain(watch: &rustix::fd::OwnedFd) {
-    let mut buffer = [MaybeUninit::uninit(); 4096];
-    let mut events = inotify::Reader::new(watch, &mut buffer);
-    while events.next().is_ok() {}
+fn events() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let protocol = Some(KOBJECT_UEVENT);
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, protocol)?;
+    bind(&socket, &SocketAddrNetlink::new(0, KERNEL_EVENTS))?;
+    Ok(socket)
+}
+
+/// Looks again at each event, and first: what came before the events were listened to
+/// is seen too.
+fn until(is_there: impl Fn() -> bool, events: &OwnedFd, limit: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + limit;
+    while !is_there() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).expect("twenty seconds fit a timespec");
+        match poll(&mut [PollFd::new(events, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) => {
+                let why = "it did not appear; is the disk attached and its driver loaded?";
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+            }
+            Ok(_) => drain(events),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// What an event says does not matter, nor that some were lost (ENOBUFS).
+fn drain(events: &OwnedFd) {
+    let mut event = [0; 4096];
+    while recv(events, &mut event[..], RecvFlags::empty()).is_ok() {}
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::net::UnixDatagram;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     #[test]
-    fn a_node_that_appears_later_is_noticed() {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = dir.path().to_owned();
-        let waiter = std::thread::spawn(move || appear(&folder, "vda", LIMIT));
-        std::fs::write(dir.path().join("other"), "").unwrap();
-        std::fs::write(dir.path().join("vda"), "").unwrap();
-        assert_eq!(waiter.join().unwrap().unwrap(), dir.path().join("vda"));
+    fn a_disk_that_appears_later_is_noticed_by_an_event() {
+        let (kernel, events) = UnixDatagram::pair().unwrap();
+        events.set_nonblocking(true).unwrap();
+        let there = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let is_there = || there.load(Ordering::SeqCst);
+            let waiter = scope.spawn(move || until(is_there, &events.into(), LIMIT));
+            kernel.send(b"add@/devices/other").unwrap();
+            there.store(true, Ordering::SeqCst);
+            kernel.send(b"add@/devices/vda").unwrap();
+            waiter.join().unwrap().unwrap();
+        });
     }
 
     #[test]
-    fn a_node_that_never_appears_is_an_error_that_names_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let failure = appear(dir.path(), "vdz", Duration::from_millis(5)).unwrap_err();
-        assert!(failure.what.contains("vdz"), "{failure}");
+    fn a_disk_that_never_appears_is_given_up() {
+        let limit = Duration::from_millis(5);
+        let error = until(|| false, &events().unwrap(), limit).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }

@@ -1,8 +1,8 @@
 //! Process 1 of the initrd: the whole boot, in its order.
 //!
 //! ```text
-//!  /proc /sys /dev /run -> command line -> modules -> disks joined as the root
-//!                                             \-> host dialled, answers with the configuration
+//!  /proc /sys /dev /run -> command line -> modules -> host dialled, answers with the configuration
+//!                                  \-> disks mounted as they appear, joined as the root
 //!  switch root -> configuration, network -> hand over (handover.rs)
 //! ```
 //!
@@ -16,10 +16,11 @@ use std::thread;
 
 use rustix::mount::{MountFlags, mount, mount_bind};
 
-use super::cmdline::{self, Words};
+use super::cmdline;
 use super::power::{self, Off};
 use super::record::Journal;
-use super::{OUR_RUN, config, console, dial, during, handover, modules, net, root};
+use super::root::{self, Disks};
+use super::{OUR_RUN, config, console, dial, during, handover, modules, net};
 use crate::failure::Failure;
 use crate::proto::guest::GuestConfig;
 
@@ -51,9 +52,10 @@ fn boot(off: &mut Off) -> Result<Infallible, Failure> {
     mount_kernel_folders()?;
     let words = cmdline::read()?;
     *off = words.off;
+    let disks = Disks::begin(&words)?;
     modules::load_all()?;
     journal.mark("modules");
-    let config = with_root_joined(&words, &mut journal)?;
+    let config = with_root_joined(disks, &mut journal)?;
     leave_initrd()?;
     root::switch()?;
     journal.mark("root");
@@ -64,11 +66,11 @@ fn boot(off: &mut Off) -> Result<Infallible, Failure> {
 }
 
 /// The host answers while the disks are mounted.
-fn with_root_joined(words: &Words, journal: &mut Journal) -> Result<GuestConfig, Failure> {
+fn with_root_joined(disks: Disks, journal: &mut Journal) -> Result<GuestConfig, Failure> {
     let release = kernel_release();
     let asked = release.clone();
     let answer = thread::spawn(move || dial::hello(asked));
-    root::assemble(words, &release, journal)?;
+    disks.join(&release, journal)?;
     journal.mark("disks");
     let config = answer.join().expect("a panic ends the process")?;
     journal.mark("host answered");

@@ -46,6 +46,8 @@ mod root;
 pub mod server;
 pub mod stream;
 mod terminal;
+#[cfg(test)]
+mod trial;
 mod unit;
 mod unpack;
 

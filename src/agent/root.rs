@@ -15,7 +15,9 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::thread::{self, JoinHandle};
 
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_move, unmount};
 use rustix::process::{chdir, chroot};
 
@@ -36,26 +38,102 @@ const MODULES: &str = "/disks/modules";
 const HOME: &str = "/disks/work/root";
 const HOME_UNFINISHED: &str = "/disks/work/root.new";
 
-/// Mounts the disks and joins them below [`NEW_ROOT`].
-///
-/// # Errors
-/// A disk is missing or damaged. Missing modules are a warning only.
-pub fn assemble(words: &Words, release: &str, journal: &mut Journal) -> Result<(), Failure> {
-    let base = words.base.as_deref().ok_or_else(|| {
-        Failure::failed("find the root disk").because("no banger.base= on the kernel command line")
-    })?;
-    match &words.upper {
-        None => mount_ext4(base, NEW_ROOT, MountFlags::empty())?,
-        Some(upper) => join(base, upper)?,
+/// The disks of a guest, each being mounted by a thread of its own as soon as it
+/// appears, while the drivers of other devices are still being loaded.
+#[derive(Debug)]
+pub struct Disks {
+    base: Mounting,
+    upper: Option<Mounting>,
+    work: Option<Mounting>,
+    modules: Option<Mounting>,
+}
+
+impl Disks {
+    /// Begins to wait for the disks and to mount them.
+    ///
+    /// # Errors
+    /// The command line names no base.
+    pub fn begin(words: &Words) -> Result<Disks, Failure> {
+        let base = words.base.clone().ok_or_else(|| {
+            Failure::failed("find the root disk")
+                .because("no banger.base= on the kernel command line")
+        })?;
+        let writable = |name: &Option<String>, target| {
+            let name = name.clone()?;
+            Some(Mounting::begin(name, target, MountFlags::empty()))
+        };
+        Ok(Disks {
+            base: match words.upper {
+                Some(_) => Mounting::begin(base, BASE, MountFlags::RDONLY),
+                None => Mounting::begin(base, NEW_ROOT, MountFlags::empty()),
+            },
+            upper: writable(&words.upper, UPPER),
+            work: writable(&words.work, WORK),
+            modules: words
+                .modules
+                .clone()
+                .map(|name| Mounting::begin(name, MODULES, MountFlags::RDONLY)),
+        })
     }
-    let place = Place::at(Path::new(NEW_ROOT)).map_err(during("open the new root"))?;
-    if let Some(work) = &words.work {
-        work_disk(work, &place)?;
+
+    /// Joins them below [`NEW_ROOT`]; all drivers are loaded by now.
+    ///
+    /// # Errors
+    /// A disk is missing or damaged. Missing modules are a warning only.
+    pub fn join(self, release: &str, journal: &mut Journal) -> Result<(), Failure> {
+        self.base.finish()?;
+        if let Some(upper) = self.upper {
+            upper.finish()?;
+            overlay()?;
+        }
+        let place = Place::at(Path::new(NEW_ROOT)).map_err(during("open the new root"))?;
+        if let Some(work) = self.work {
+            work.finish()?;
+            work_disk(&place)?;
+        }
+        if let Some(modules) = self.modules {
+            let mounted = modules.finish();
+            journal.tolerate(mounted.and_then(|()| module_tree(release, &place)));
+        }
+        Ok(())
     }
-    if let Some(modules) = &words.modules {
-        journal.tolerate(module_tree(modules, release, &place));
+}
+
+/// A disk that a thread waits for and mounts.
+#[derive(Debug)]
+struct Mounting {
+    name: String,
+    target: &'static str,
+    flags: MountFlags,
+    thread: JoinHandle<Result<rustix::io::Result<()>, Failure>>,
+}
+
+impl Mounting {
+    fn begin(name: String, target: &'static str, flags: MountFlags) -> Mounting {
+        let awaited = name.clone();
+        let thread = thread::spawn(move || {
+            make_folder(Path::new(target))?;
+            let node = device::wait_for(&awaited)?;
+            Ok(mount_ext4(&node, target, flags))
+        });
+        Mounting {
+            name,
+            target,
+            flags,
+            thread,
+        }
     }
-    Ok(())
+
+    fn finish(self) -> Result<(), Failure> {
+        let node = Path::new("/dev").join(&self.name);
+        let mounted = match self.thread.join().expect("a panic ends the process")? {
+            // ext4 itself was a module that was not loaded yet.
+            Err(Errno::NODEV) => mount_ext4(&node, self.target, self.flags),
+            mounted => mounted,
+        };
+        let attempt = format!("mount {} (ext4) at {}", node.display(), self.target);
+        mounted.map_err(during(attempt))
+    }
 }
 
 /// Makes the assembled root the root of this process and of all that come after it.
@@ -81,9 +159,7 @@ pub fn switch() -> Result<(), Failure> {
     chdir("/").map_err(attempt())
 }
 
-fn join(base: &str, upper: &str) -> Result<(), Failure> {
-    mount_ext4(base, BASE, MountFlags::RDONLY)?;
-    mount_ext4(upper, UPPER, MountFlags::empty())?;
+fn overlay() -> Result<(), Failure> {
     let layer = Path::new(UPPER).join("upper");
     make_folder(&layer)?;
     make_folder(&Path::new(UPPER).join("work"))?;
@@ -109,8 +185,7 @@ fn join(base: &str, upper: &str) -> Result<(), Failure> {
     detach(UPPER)
 }
 
-fn work_disk(name: &str, place: &Place) -> Result<(), Failure> {
-    mount_ext4(name, WORK, MountFlags::empty())?;
+fn work_disk(place: &Place) -> Result<(), Failure> {
     if !Path::new(HOME).exists() {
         fill_home()?;
     }
@@ -138,14 +213,11 @@ fn fill_home() -> Result<(), Failure> {
             .create(unfinished)
             .map_err(attempt())?,
     }
-    // On the disk before it has its name: a power cut leaves all of it or none.
-    let disk = fs::File::open(WORK).map_err(attempt())?;
-    rustix::fs::syncfs(&disk).map_err(during("write the work disk back"))?;
+    // The copy's content is on its way: the name reaches the disk after it or not at all.
     fs::rename(unfinished, HOME).map_err(attempt())
 }
 
-fn module_tree(name: &str, release: &str, place: &Place) -> Result<(), Failure> {
-    mount_ext4(name, MODULES, MountFlags::RDONLY)?;
+fn module_tree(release: &str, place: &Place) -> Result<(), Failure> {
     let source = Path::new(MODULES).join(release);
     let mounted = bind_modules(&source, release, place);
     detach(MODULES)?;
@@ -159,18 +231,13 @@ fn bind_modules(source: &Path, release: &str, place: &Place) -> Result<(), Failu
     mount_bind(source, by_descriptor(target.as_fd())).map_err(during(attempt))
 }
 
-fn mount_ext4(name: &str, target: &str, flags: MountFlags) -> Result<(), Failure> {
-    let node = device::wait_for(name)?;
-    make_folder(Path::new(target))?;
+fn mount_ext4(node: &Path, target: &str, flags: MountFlags) -> rustix::io::Result<()> {
     // Without noinit_itable a kernel thread would fill a sparse disk's inode tables.
     let options = match flags.contains(MountFlags::RDONLY) {
         true => None,
         false => Some(c"noinit_itable"),
     };
-    mount(&node, target, "ext4", flags, options).map_err(during(format!(
-        "mount {} (ext4) at {target}",
-        node.display()
-    )))
+    mount(node, target, "ext4", flags, options)
 }
 
 fn detach(target: &str) -> Result<(), Failure> {

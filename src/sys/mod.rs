@@ -6,6 +6,8 @@ pub mod descriptors;
 #[allow(unsafe_code)]
 pub mod entropy;
 #[allow(unsafe_code)]
+pub mod ext4;
+#[allow(unsafe_code)]
 pub mod kvm;
 pub mod netlink;
 #[allow(unsafe_code)]
