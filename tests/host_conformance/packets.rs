@@ -6,6 +6,8 @@
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
+use banger::daemon::dns::zone::Names;
+use banger::daemon::dns::{Dns, Place};
 use banger::host::Host;
 use banger::host::link::Links;
 use banger::model::ids::VmId;
@@ -92,6 +94,39 @@ fn a_guest_reaches_the_resolver_and_no_other_port_of_the_host() {
             .receive_until(|seen| *seen == Seen::TcpSynAck { port: 53 });
         assert!(seen.contains(&Seen::Prohibited), "{seen:?}");
         assert!(!seen.contains(&Seen::TcpSynAck { port: 22 }), "{seen:?}");
+    });
+}
+
+/// A question for the address of `dev.vm`: id 7, recursion wanted (RFC 1035, 4.1).
+const QUESTION: &[u8] = b"\0\x07\x01\0\0\x01\0\0\0\0\0\0\x03dev\x02vm\0\0\x01\0\x01";
+
+#[test]
+fn the_resolver_answers_a_guest_though_it_began_before_the_bridge() {
+    lab::run("the_resolver_answers_a_guest", |lab: &mut Lab| {
+        let dns = Dns::bind(&Place::of(subnet())).unwrap();
+        let scene = scene(lab, Outside::Closed);
+        let address = address_of(A);
+        let (end, ended) = smol::channel::bounded::<()>(1);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let names = Names::default();
+                names.set("dev".parse().unwrap(), address);
+                let until_end = async {
+                    let _ = ended.recv().await;
+                };
+                let serving = async {
+                    panic!("{}", dns.serve(names).await);
+                };
+                smol::block_on(smol::future::or(until_end, serving));
+            });
+            scene.a.send_udp(scene.to_gateway(), 53, QUESTION);
+            let answered = |seen: &Seen| {
+                matches!(seen, Seen::Udp { from, payload }
+                    if *from == subnet().gateway() && payload.ends_with(&address.octets()))
+            };
+            scene.a.receive_until(answered);
+            drop(end);
+        });
     });
 }
 

@@ -35,9 +35,10 @@ use crate::model::net::Subnet;
 use upstream::{Transport, Upstream};
 use zone::{Names, Verdict};
 
-/// Questions and connections in flight, of all guests together and of each.
-const TOTAL_LIMIT: usize = 128;
-const GUEST_LIMIT: usize = 16;
+/// Questions and connections in flight, of all guests together and of each: package
+/// managers ask for dozens of names at once, twice each.
+const TOTAL_LIMIT: usize = 256;
+const GUEST_LIMIT: usize = 64;
 
 /// A connection that asks nothing for so long is closed (RFC 7766 wants seconds).
 const IDLE_LIMIT: Duration = Duration::from_secs(10);
@@ -47,7 +48,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 const BACKLOG: i32 = 64;
 
-/// Largest question of a UDP datagram that is read; real ones have under 600 bytes.
+/// Largest datagram that is read: more than 4096 bytes nobody asks for (EDNS, RFC 6891),
+/// longer answers come over TCP.
 const DATAGRAM_LIMIT: usize = 4096;
 
 /// Where a resolver answers and whom it asks.

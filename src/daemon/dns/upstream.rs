@@ -17,7 +17,7 @@ use smol::io::{AsyncReadExt, AsyncWriteExt};
 use smol::net::{TcpStream, UdpSocket};
 use smol::{Timer, future};
 
-use super::zone;
+use super::{DATAGRAM_LIMIT, zone};
 
 /// As many nameservers as the C library uses (MAXNS of resolv.h).
 const SERVER_LIMIT: usize = 3;
@@ -127,7 +127,7 @@ async fn ask_udp(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
     let socket = UdpSocket::bind(any).await?;
     socket.connect(server).await?;
     socket.send(question).await?;
-    let mut buffer = vec![0; usize::from(u16::MAX)];
+    let mut buffer = vec![0; DATAGRAM_LIMIT];
     loop {
         let length = socket.recv(&mut buffer).await?;
         if answers(&buffer[..length], question) {

@@ -59,7 +59,7 @@ impl Names {
     /// What to do with a message that came from our subnet.
     pub fn answer(&self, message: &[u8], subnet: Subnet) -> Verdict {
         let Ok(packet) = Packet::parse(message) else {
-            return Verdict::Ignore;
+            return beyond_us(message);
         };
         if packet.has_flags(PacketFlag::RESPONSE) {
             return Verdict::Ignore;
@@ -143,6 +143,19 @@ pub fn question(message: &[u8]) -> Option<&[u8]> {
         }
     }
     message.get(HEADER..end + 5)
+}
+
+/// A question with parts that we cannot read is passed on, for another to answer or
+/// refuse: a guest that gets no answer waits for seconds.
+fn beyond_us(message: &[u8]) -> Verdict {
+    const RESPONSE: u8 = 0x80;
+    let asks = message.get(2).is_some_and(|flags| flags & RESPONSE == 0);
+    let one_question = message.get(4..6) == Some(&[0, 1]);
+    if asks && one_question && question(message).is_some() {
+        Verdict::Forward
+    } else {
+        Verdict::Ignore
+    }
 }
 
 fn matches(asked: QTYPE, have: TYPE) -> bool {
@@ -258,6 +271,29 @@ mod tests {
             panic!("a message without a question was not answered");
         };
         assert_eq!(Packet::parse(&bytes).unwrap().rcode(), RCODE::FormatError);
+    }
+
+    #[test]
+    fn a_question_with_unreadable_parts_is_for_others() {
+        let subnet = "172.30.0.0/16".parse().unwrap();
+        let mut message = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1];
+        message.extend_from_slice(&[1, b'a', 0, 0, 1, 0, 1, 0xff, 0xff]);
+        assert!(Packet::parse(&message).is_err());
+        assert_eq!(names().answer(&message, subnet), Verdict::Forward);
+    }
+
+    #[test]
+    fn a_question_with_options_is_answered() {
+        let subnet = "172.30.0.0/16".parse().unwrap();
+        let mut message = vec![0, 7, 1, 0x20, 0, 1, 0, 0, 0, 0, 0, 1];
+        message.extend_from_slice(b"\x03dev\x02vm\0\0\x01\0\x01");
+        // OPT: root name, type 41, 1232 bytes, DNSSEC wanted, a cookie (RFC 6891, 7873).
+        message.extend_from_slice(&[0, 0, 41, 4, 0xd0, 0, 0, 0x80, 0, 0, 12]);
+        message.extend_from_slice(&[0, 10, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8]);
+        let Verdict::Answer(bytes) = names().answer(&message, subnet) else {
+            panic!("not answered");
+        };
+        assert_eq!(Packet::parse(&bytes).unwrap().answers.len(), 1);
     }
 
     #[test]
