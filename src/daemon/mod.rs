@@ -131,7 +131,7 @@ fn prepare(started: Instant) -> Result<Daemon, Failure> {
     };
     let about = About {
         version: crate::version::one_line(),
-        log: std::env::var("BANGER_LOG_FILE").unwrap_or_default(),
+        log: log_file(),
         started,
         facts: wired.facts,
         catalogue: wired.catalogue,
@@ -146,6 +146,15 @@ fn prepare(started: Instant) -> Result<Daemon, Failure> {
         listener,
         own_uid,
     })
+}
+
+/// The file that standard error is, where it is one: the command line starts us so.
+fn log_file() -> String {
+    let target = std::fs::read_link("/proc/self/fd/2").unwrap_or_default();
+    match target.is_file() {
+        true => target.display().to_string(),
+        false => String::new(),
+    }
 }
 
 impl Daemon {
