@@ -16,16 +16,20 @@ use std::rc::Rc;
 use smol::channel::Receiver;
 
 use super::clients::Input;
+use super::dns::zone::Names;
 use super::moment;
 use super::shell::{Client, Shell};
 use super::views;
 use crate::failure::{Failure, FailureKind};
+use crate::image::catalog::Catalog;
 use crate::model::ids::VmId;
+use crate::model::image::{Image, Kernel};
 use crate::plan::event::{Action, Event};
+use crate::plan::facts::HostFacts;
 use crate::plan::mind::Mind;
 use crate::plan::record::VmRecord;
 use crate::plan::request::{ClientId, OpId, Reply as MindReply};
-use crate::proto::reply::{Line, Reply, Status};
+use crate::proto::reply::{ImageView, KernelView, Line, Reply, Status};
 use crate::proto::request as wire;
 use crate::store::Store;
 
@@ -60,18 +64,12 @@ pub struct About {
     pub log: String,
     /// When it started.
     pub started: std::time::Instant,
-    /// The facts of this machine.
-    pub facts: crate::proto::reply::HostFacts,
+    /// The facts of this machine that the mind was given.
+    pub facts: HostFacts,
     /// What could be pulled.
-    pub catalogue: Catalogue,
-}
-
-/// Names and sources of what could be pulled.
-pub struct Catalogue {
-    /// Images.
-    pub images: Vec<(String, String)>,
-    /// Kernels.
-    pub kernels: Vec<(String, String)>,
+    pub catalog: Catalog,
+    /// What the guests' resolver knows.
+    pub names: Names,
 }
 
 impl Actor {
@@ -151,8 +149,7 @@ impl Actor {
             }),
             None => {
                 self.ops.remove(&op);
-                let facts = Reply::Facts(self.about.facts.clone());
-                self.shell.answer(client, Line::Done(facts));
+                self.shell.tell_facts(client, self.about.facts.clone());
                 Ok(Flow::On)
             }
         }
@@ -176,7 +173,14 @@ impl Actor {
             }
         }
         let moment = moment::now(&self.shell.layout);
-        for action in self.mind.handle(event, moment) {
+        let actions = self.mind.handle(event, moment);
+        if actions
+            .iter()
+            .any(|action| matches!(action, Action::Save(_)))
+        {
+            self.publish_names();
+        }
+        for action in actions {
             if let Flow::End = self.perform(action)? {
                 return Ok(Flow::End);
             }
@@ -238,6 +242,12 @@ impl Actor {
         }
     }
 
+    /// Names of VMs with an address, for the guests' resolver.
+    fn publish_names(&self) {
+        let named = |vm: &VmRecord| Some((vm.spec.name.clone(), vm.lease?.address));
+        self.about.names.replace(self.mind.vms().filter_map(named));
+    }
+
     fn accept_guest(&mut self, vm: VmId) {
         let Some(record) = self.mind.vm(vm).cloned() else {
             return;
@@ -293,30 +303,12 @@ impl Actor {
             },
             MindReply::Image(image) => Reply::Image(views::image(&image, self.mind.vms())),
             MindReply::Kernel(kernel) => Reply::Kernel(views::kernel(&kernel, self.mind.vms())),
-            MindReply::Images(images) => {
-                let mut views: Vec<_> = images
-                    .iter()
-                    .map(|image| views::image(image, self.mind.vms()))
-                    .collect();
-                for (name, source) in &self.about.catalogue.images {
-                    if !views.iter().any(|view| view.name == *name) {
-                        views.push(views::catalogue_image(name, source));
-                    }
-                }
-                Reply::Images { images: views }
-            }
-            MindReply::Kernels(kernels) => {
-                let mut views: Vec<_> = kernels
-                    .iter()
-                    .map(|kernel| views::kernel(kernel, self.mind.vms()))
-                    .collect();
-                for (name, source) in &self.about.catalogue.kernels {
-                    if !views.iter().any(|view| view.name == *name) {
-                        views.push(views::catalogue_kernel(name, source));
-                    }
-                }
-                Reply::Kernels { kernels: views }
-            }
+            MindReply::Images(images) => Reply::Images {
+                images: self.image_views(&images),
+            },
+            MindReply::Kernels(kernels) => Reply::Kernels {
+                kernels: self.kernel_views(&kernels),
+            },
             MindReply::Status(status) => Reply::Status(Status {
                 version: self.about.version.clone(),
                 pid: std::process::id(),
@@ -331,6 +323,32 @@ impl Actor {
             | MindReply::Dial { .. }
             | MindReply::Failed(_) => Reply::Ok {},
         }
+    }
+
+    fn image_views(&self, images: &[Image]) -> Vec<ImageView> {
+        let present = images
+            .iter()
+            .map(|image| views::image(image, self.mind.vms()));
+        let mut all: Vec<_> = present.collect();
+        for entry in &self.about.catalog.images {
+            if !images.iter().any(|image| image.name == entry.name) {
+                all.push(views::catalog_image(entry.name.as_str(), &entry.about));
+            }
+        }
+        all
+    }
+
+    fn kernel_views(&self, kernels: &[Kernel]) -> Vec<KernelView> {
+        let present = kernels
+            .iter()
+            .map(|kernel| views::kernel(kernel, self.mind.vms()));
+        let mut all: Vec<_> = present.collect();
+        for entry in &self.about.catalog.kernels {
+            if !kernels.iter().any(|kernel| kernel.name == entry.name) {
+                all.push(views::catalog_kernel(entry.name.as_str(), &entry.about));
+            }
+        }
+        all
     }
 
     fn vm_view(&self, record: &VmRecord) -> crate::proto::reply::VmView {

@@ -41,6 +41,8 @@ use smol::{Async, LocalExecutor};
 
 use self::actor::{About, Actor, INBOX};
 use self::clients::{Clients, Input};
+use self::dns::zone::Names;
+use self::dns::{Dns, Place};
 use self::guests::Guests;
 use self::ready::Ready;
 use self::shell::Shell;
@@ -48,6 +50,7 @@ use crate::config::{self, Config};
 use crate::failure::{Failure, FailureKind};
 use crate::host::layout::Layout;
 use crate::plan::event::Event;
+use crate::plan::facts::HostFacts;
 use crate::plan::mind::Mind;
 use crate::store::Store;
 
@@ -93,6 +96,8 @@ struct Daemon {
     sender: Sender<Input>,
     listener: std::os::unix::net::UnixListener,
     own_uid: u32,
+    names: Names,
+    resolver: Option<Dns>,
 }
 
 fn prepare(started: Instant) -> Result<Daemon, Failure> {
@@ -113,7 +118,7 @@ fn prepare(started: Instant) -> Result<Daemon, Failure> {
     // The store's lock makes us the only daemon here; the socket comes after it.
     let (store, loaded) = Store::open(&layout.store())?;
     let listener = listen::bind(&layout.daemon_socket())?;
-    let wired = wire_up::wire_up(&layout, &config)?;
+    let wired = wire_up::wire_up(&layout, &config);
     let executor = Rc::new(LocalExecutor::new());
     let (sender, inbox) = smol::channel::bounded(INBOX);
     let layout = Rc::new(layout);
@@ -129,12 +134,15 @@ fn prepare(started: Instant) -> Result<Daemon, Failure> {
         waits: HashMap::new(),
         pids: HashMap::new(),
     };
+    let names = Names::default();
+    let resolver = resolver(&wired.plan_facts);
     let about = About {
         version: crate::version::one_line(),
         log: log_file(),
         started,
-        facts: wired.facts,
-        catalogue: wired.catalogue,
+        facts: wired.plan_facts.clone(),
+        catalog: wired.catalog,
+        names: names.clone(),
     };
     let mind = Mind::new(wired.plan_facts, loaded);
     let actor = Actor::new(mind, store, shell, about);
@@ -145,7 +153,24 @@ fn prepare(started: Instant) -> Result<Daemon, Failure> {
         sender,
         listener,
         own_uid,
+        names,
+        resolver,
     })
+}
+
+/// The guests' resolver, where guests can have taps. A guest without one still runs:
+/// why it has none is in the log.
+fn resolver(facts: &HostFacts) -> Option<Dns> {
+    if !facts.taps.is_fit() {
+        return None;
+    }
+    match Dns::bind(&Place::of(facts.subnet)) {
+        Ok(resolver) => Some(resolver),
+        Err(failure) => {
+            log::warn!("guests have no resolver: {failure}");
+            None
+        }
+    }
 }
 
 /// The file that standard error is, where it is one: the command line starts us so.
@@ -165,6 +190,13 @@ impl Daemon {
         let clients = Clients::new(self.executor.clone(), self.sender.clone(), self.own_uid);
         self.executor.spawn(clients.accept(listener)).detach();
         self.executor.spawn(end_on_signal(self.sender)).detach();
+        if let Some(resolver) = self.resolver {
+            let names = self.names;
+            let serving = async move {
+                log::error!("guests have no resolver: {}", resolver.serve(names).await)
+            };
+            self.executor.spawn(serving).detach();
+        }
         log::info!(pid = std::process::id(); "listening");
         let ended = smol::block_on(self.executor.run(self.actor.run(self.inbox)));
         log::info!("ended");

@@ -21,6 +21,7 @@ use crate::host::layout::Layout;
 use crate::host::{Host, RealHost};
 use crate::model::ids::VmId;
 use crate::plan::event::{Event, JobId, RunToken, StepToken};
+use crate::plan::facts::HostFacts;
 use crate::plan::request::ClientId;
 use crate::plan::retry::Verb;
 use crate::plan::step::{Fault, FaultKind, Step};
@@ -192,6 +193,23 @@ impl Shell {
             };
             // The client may have gone meanwhile.
             let _ = known.outbox.try_send(outgoing);
+        });
+        task.detach();
+    }
+
+    /// Looks at this machine off the loop and tells the client.
+    pub fn tell_facts(&mut self, client: ClientId, plan: HostFacts) {
+        let Some(known) = self.clients.remove(&client) else {
+            return;
+        };
+        let host = self.host.clone();
+        let task = self.executor.spawn(async move {
+            let facts = smol::unblock(move || super::wire_up::facts_for_people(&host, &plan)).await;
+            let line = Line::Done(Reply::Facts(facts));
+            let _ = known.outbox.try_send(Outgoing {
+                line,
+                descriptor: None,
+            });
         });
         task.detach();
     }

@@ -87,7 +87,7 @@ pub fn kernel<'a>(kernel: &Kernel, vms: impl Iterator<Item = &'a VmRecord>) -> K
 }
 
 /// An image that could be pulled.
-pub fn catalogue_image(name: &str, source: &str) -> ImageView {
+pub fn catalog_image(name: &str, source: &str) -> ImageView {
     ImageView {
         name: name.to_owned(),
         present: false,
@@ -101,7 +101,7 @@ pub fn catalogue_image(name: &str, source: &str) -> ImageView {
 }
 
 /// A kernel that could be pulled.
-pub fn catalogue_kernel(name: &str, source: &str) -> KernelView {
+pub fn catalog_kernel(name: &str, source: &str) -> KernelView {
     KernelView {
         name: name.to_owned(),
         present: false,

@@ -4,9 +4,8 @@
 //! of a second in all); the plan asks only [`taps`], the sizes ask [`processors`] and
 //! [`memory`]. Nothing is changed, except that asking for nf_tables loads its module.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
@@ -21,6 +20,7 @@ use super::firewall;
 use super::layout::Layout;
 use super::link::Links;
 use super::nft::Tables;
+use super::program::Programs;
 use super::{disk, program};
 
 const VERSION_DEADLINE: Duration = Duration::from_secs(5);
@@ -46,8 +46,8 @@ pub struct Look<'a> {
     pub layout: &'a Layout,
     /// Our bridge, which need not exist.
     pub bridge: Bridge<'a>,
-    /// Programs that the configuration names, by their usual name.
-    pub programs: &'a BTreeMap<String, PathBuf>,
+    /// Where programs are looked for.
+    pub programs: &'a Programs,
 }
 
 /// Everything, in the order in which it is shown.
@@ -142,7 +142,8 @@ fn version_of(look: &Look<'_>, name: &'static str, file: &str, flag: &str) -> Fi
 }
 
 fn version(look: &Look<'_>, file: &str, flag: &str) -> Result<String, String> {
-    let path = locate(look, file).ok_or_else(|| format!("{file} is not installed"))?;
+    let path = look.programs.require(file, "see the hint");
+    let path = path.map_err(|fault| fault.what)?;
     let outcome = program::run(&path, [flag], b"", VERSION_DEADLINE);
     let outcome = outcome.map_err(|fault| fault.what)?;
     let said = [&outcome.output, &outcome.complaint];
@@ -152,18 +153,6 @@ fn version(look: &Look<'_>, file: &str, flag: &str) -> Result<String, String> {
         line.unwrap_or("no version"),
         path.display()
     ))
-}
-
-/// The configuration's choice, else our own tools, PATH, and where cargo installs.
-fn locate(look: &Look<'_>, file: &str) -> Option<PathBuf> {
-    let chosen = look.programs.get(file).cloned();
-    let exists = |path: &PathBuf| path.is_file();
-    let ours = Some(look.layout.tools().join(file)).filter(exists);
-    let cargo = || std::env::home_dir().map(|home| home.join(".cargo/bin").join(file));
-    chosen
-        .or(ours)
-        .or_else(|| program::find(file))
-        .or_else(|| cargo().filter(exists))
 }
 
 fn mke2fs(look: &Look<'_>) -> Finding {
@@ -259,7 +248,8 @@ mod tests {
             cache: below("cache"),
             runtime: below("runtime"),
         };
-        let programs = BTreeMap::from([("qemu-system-x86_64".to_owned(), below("no-qemu"))]);
+        let named = [("qemu-system-x86_64".to_owned(), below("no-qemu"))];
+        let programs = Programs::new(named.into(), below("tools"));
         let all = findings(&Look {
             layout: &layout,
             bridge: Bridge {

@@ -307,7 +307,7 @@ fn facts_tell_that_taps_may_be_made_and_what_stands_against_the_bridge() {
                 name: "bgr0",
                 subnet: subnet(),
             },
-            programs: &std::collections::BTreeMap::new(),
+            programs: &banger::host::program::Programs::default(),
         });
         let found = |name: &str| all.iter().find(|one| one.name == name).unwrap();
         assert!(found("taps").ok, "{all:?}");
