@@ -62,6 +62,19 @@ fn firecracker_is_configured_twice_runs_a_guest_and_leaves_nothing() {
 }
 
 #[test]
+fn firecracker_on_a_tap_runs_and_gives_it_back() {
+    let test = "firecracker_on_a_tap_runs_and_gives_it_back";
+    let Some(lab) = firecracker(test, 0x43) else {
+        return;
+    };
+    let lab = lab.on_a_tap();
+    let ran = lab::in_a_network_of_its_own("fc", || crate::runs_on_a_tap(&lab));
+    if !ran {
+        skip(test, "no network namespace can be made");
+    }
+}
+
+#[test]
 fn what_firecracker_refuses_is_told_in_its_own_words() {
     let test = "what_firecracker_refuses_is_told_in_its_own_words";
     let Some(lab) = firecracker(test, 0x42) else {

@@ -1,7 +1,9 @@
 //! A VM's files in directories of its own, and the steps that run it.
 
 use std::fs::{self, File};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::process::Command;
 
 use banger::host::layout::Layout;
 use banger::host::process::{Marker, find};
@@ -13,6 +15,7 @@ use banger::model::units::Bytes;
 use banger::model::vm::VmmKind;
 use banger::plan::step::{Machine, Presence, Step};
 use banger::vmm::initrd::OwnProgram;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
 
 use crate::kernel;
@@ -56,10 +59,20 @@ impl Lab {
         }
     }
 
+    /// The same VM with a device on a tap.
+    pub fn on_a_tap(mut self) -> Lab {
+        self.machine.net = NetMode::Isolated;
+        self
+    }
+
     /// The steps that make processes, in order.
     pub fn steps(&self) -> Vec<Step> {
         let (vm, machine) = (self.vm, self.machine.clone());
         let mut steps = vec![Step::RunDirectory { vm }, Step::Cgroup { vm }];
+        if machine.net.has_tap() {
+            let subnet = "172.30.0.0/24".parse().unwrap();
+            steps.push(Step::Tap { vm, subnet });
+        }
         if machine.kind != VmmKind::Firecracker {
             steps.push(Step::VsockBackend { vm });
         }
@@ -133,6 +146,33 @@ impl Drop for Lab {
             let _ = self.host.absent(&step);
         }
     }
+}
+
+/// Runs a test in a network namespace of its own, on a thread of its own; says whether
+/// this host can.
+pub fn in_a_network_of_its_own(name: &str, test: impl FnOnce() + Send) -> bool {
+    let ip = |arguments: &[&str]| {
+        let output = Command::new("ip").args(arguments).output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    let name = format!("vmm-{}-{name}", std::process::id());
+    if !ip(&["netns", "add", &name]) {
+        return false;
+    }
+    let namespace = File::open(format!("/run/netns/{name}")).unwrap();
+    let ended = std::thread::scope(|scope| {
+        let inside = scope.spawn(move || {
+            let kind = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(namespace.as_fd(), kind).unwrap();
+            test();
+        });
+        inside.join()
+    });
+    assert!(ip(&["netns", "delete", &name]));
+    if let Err(panic) = ended {
+        std::panic::resume_unwind(panic);
+    }
+    true
 }
 
 /// Asserts what a probe of the step sees.

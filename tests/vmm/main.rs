@@ -83,6 +83,25 @@ fn a_guest_can_be_paused_and_resumed() {
 }
 
 #[test]
+fn a_machine_on_a_tap_runs_and_gives_it_back() {
+    let test = "a_machine_on_a_tap_runs_and_gives_it_back";
+    let Some(lab) = qemu(test, 6) else { return };
+    let ran = lab::in_a_network_of_its_own("qemu", || runs_on_a_tap(&lab.on_a_tap()));
+    if !ran {
+        skip(test, "no network namespace can be made");
+    }
+}
+
+/// In a network namespace: the guest runs with its tap in use, and all is removed.
+fn runs_on_a_tap(lab: &Lab) {
+    lab.ensure_until("booted");
+    assert_sees(lab, "tap", Presence::Present);
+    assert_eq!(lab.console_with("runs\n"), kernel::GREETING);
+    lab.remove_and_find_nothing();
+    assert_sees(lab, "tap", Presence::Absent);
+}
+
+#[test]
 fn a_vmm_that_cannot_start_is_reported_with_its_last_words() {
     let test = "a_vmm_that_cannot_start_is_reported_with_its_last_words";
     let Some(lab) = qemu(test, 3) else { return };
