@@ -76,9 +76,14 @@ impl DaemonStop {
             .ok()
             .and_then(Pid::from_raw)
             .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        context.ask_running(Request::Shutdown {})?;
-        if let Some(process) = process {
-            wait_for_end(&process)?;
+        let asked = context.ask_running(Request::Shutdown {});
+        match (asked, process) {
+            // One that is quick to go may not get its answer out: its end is the answer.
+            (Ok(_), Some(process)) => wait_for_end(&process)?,
+            (Err(failure), Some(process)) if failure.kind == FailureKind::Unreachable => {
+                wait_for_end(&process)?;
+            }
+            (asked, _) => drop(asked?),
         }
         render::line("bangerd stopped");
         Ok(0)

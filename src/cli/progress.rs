@@ -7,6 +7,8 @@ use super::render::{self, Paint, Stream, paint, printable};
 use super::words::size;
 use crate::proto::reply::Progress;
 
+/// The stage that is no stage but something to know.
+const NOTE: &str = "note";
 /// At most this often is the line rewritten within one stage.
 const REDRAW: Duration = Duration::from_millis(60);
 
@@ -29,8 +31,12 @@ impl Stages {
         }
     }
 
-    /// Shows how far it is.
+    /// Shows how far it is. A note stays: it says what was decided for the user.
     pub fn show(&mut self, progress: &Progress) {
+        if progress.stage == NOTE {
+            self.clear();
+            return render::say(&format!("note: {}", printable(&progress.detail)));
+        }
         let fresh = progress.stage != self.stage;
         if fresh {
             progress.stage.clone_into(&mut self.stage);

@@ -306,9 +306,9 @@ fn identity(workspace: Option<&Workspace>) -> Option<GitIdentity> {
     Some(GitIdentity { name, email })
 }
 
-/// What was decided for the user is said; everything is in `vm show`.
+/// The essentials; everything is in `vm show`.
 fn say_made(vm: &VmView, took: Duration) {
-    let mut text = format!(
+    let text = format!(
         "{} is ready in {:.1} s: {}, {}, {} memory, network {}",
         vm.name,
         took.as_secs_f64(),
@@ -317,9 +317,6 @@ fn say_made(vm: &VmView, took: Duration) {
         size(vm.memory),
         vm.net,
     );
-    if let Some(reason) = &vm.net_reason {
-        text.push_str(&format!(" ({reason})"));
-    }
     render::say(&render::printable(&text));
     for warning in &vm.warnings {
         render::say(&format!("guest: {}", render::printable(warning)));

@@ -179,7 +179,8 @@ fn add_folder<W: Write>(
     let failed = |error: io::Error| {
         Failure::failed(format!("pack {}", root.join(folder).display())).because(error)
     };
-    let mut header = header(EntryType::Directory, 0o755, 0);
+    let made = std::fs::metadata(root.join(folder)).map_err(failed)?;
+    let mut header = header(EntryType::Directory, 0o755, made.mtime());
     archive
         .append_data(&mut header, folder, io::empty())
         .map_err(failed)?;
