@@ -85,7 +85,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Settings {
         Settings {
-            bridge: "bgr0".to_owned(),
+            bridge: "banger0".to_owned(),
             tap_owner: None,
             programs: Programs::default(),
         }

@@ -173,7 +173,7 @@ fn plug_in(name: &str) -> OwnedFd {
     let events = LinkEvents::open().unwrap();
     let tap = tun::open(name, FrameHeader::None).unwrap();
     let links = Links::open().unwrap();
-    for passes in [name, "bgr0"] {
+    for passes in [name, "banger0"] {
         while !links.find(passes).unwrap().unwrap().running {
             events.wait(PATIENCE).unwrap();
         }

@@ -90,9 +90,9 @@ fn a_half_made_tap_is_seen_and_completed() {
             "link set bgr-0000002a down",
             "link set bgr-0000002a nomaster",
             "link set bgr-0000002a type bridge_slave isolated off",
-            "addr flush dev bgr0",
-            "link set bgr0 down",
-            "link delete bgr0",
+            "addr flush dev banger0",
+            "link set banger0 down",
+            "link delete banger0",
         ] {
             ip(damage);
             assert_eq!(lab.host.probe(&step), Ok(Presence::Different), "{damage}");
@@ -128,19 +128,19 @@ fn rules_of_another_version_are_replaced_and_elements_kept() {
         let step = rules(VM, first_address(), Outside::Closed);
         lab.host.ensure(&step).unwrap();
         let before = run_program("nft", "-s list ruleset");
-        let sets = run_program("nft", "list sets table inet banger_bgr0");
+        let sets = run_program("nft", "list sets table inet banger_banger0");
         let marker = sets
             .split_whitespace()
             .find(|word| word.starts_with("rules_"));
         run_program(
             "nft",
-            &format!("delete set inet banger_bgr0 {}", marker.unwrap()),
+            &format!("delete set inet banger_banger0 {}", marker.unwrap()),
         );
         run_program(
             "nft",
-            "add set inet banger_bgr0 rules_00000000 { type ipv4_addr; }",
+            "add set inet banger_banger0 rules_00000000 { type ipv4_addr; }",
         );
-        run_program("nft", "add rule inet banger_bgr0 input drop");
+        run_program("nft", "add rule inet banger_banger0 input drop");
         assert_eq!(lab.host.probe(&step), Ok(Presence::Different));
         lab.host.ensure(&step).unwrap();
         assert_eq!(run_program("nft", "-s list ruleset"), before);
@@ -165,7 +165,7 @@ fn the_users_own_rules_and_interfaces_are_left_alone() {
         lab.host.remove_network().unwrap();
         let after = run_program("nft", "list ruleset") + &run_program("ip", "-o link show other");
         assert_eq!(before, after);
-        assert_eq!(Links::open().unwrap().find("bgr0").unwrap(), None);
+        assert_eq!(Links::open().unwrap().find("banger0").unwrap(), None);
     });
 }
 
@@ -174,11 +174,11 @@ fn a_foreign_bridge_of_our_name_is_refused() {
     lab::run(
         "a_foreign_bridge_of_our_name_is_refused",
         |lab: &mut Lab| {
-            ip("link add bgr0 type bridge");
+            ip("link add banger0 type bridge");
             let fault = lab.host.ensure(&tap(VM)).unwrap_err();
             assert_eq!(fault.kind, FaultKind::Denied);
             assert!(
-                fault.what.contains("bgr0") && fault.what.contains("not ours"),
+                fault.what.contains("banger0") && fault.what.contains("not ours"),
                 "{fault}"
             );
             assert_eq!(lab.host.probe(&tap(VM)), Ok(Presence::Absent));
@@ -196,7 +196,7 @@ fn a_network_that_is_in_use_is_refused_by_the_name_of_its_interface() {
         assert_eq!(fault.kind, FaultKind::Denied);
         assert!(fault.what.contains("172.30.0.0/16"), "{fault}");
         assert!(fault.what.contains("lan0"), "{fault}");
-        assert_eq!(Links::open().unwrap().find("bgr0").unwrap(), None);
+        assert_eq!(Links::open().unwrap().find("banger0").unwrap(), None);
     });
 }
 
@@ -211,12 +211,12 @@ fn forwarding_is_opened_by_interface_noted_and_closed_again() {
             .ensure(&rules(VM, first_address(), Outside::Closed))
             .unwrap();
         assert_eq!(read("conf/up0/forwarding"), "0\n");
-        assert_eq!(read("conf/bgr0/forwarding"), "0\n");
+        assert_eq!(read("conf/banger0/forwarding"), "0\n");
         lab.host
             .ensure(&rules(VM, first_address(), Outside::Nat))
             .unwrap();
         assert_eq!(read("conf/up0/forwarding"), "1\n");
-        assert_eq!(read("conf/bgr0/forwarding"), "1\n");
+        assert_eq!(read("conf/banger0/forwarding"), "1\n");
         assert_eq!(read("ip_forward"), "0\n");
         lab.host.remove_network().unwrap();
         assert_eq!(read("conf/up0/forwarding"), "0\n");
@@ -285,13 +285,13 @@ impl Drop for Mounted {
 fn a_firewall_that_drops_what_guests_send_is_found_and_left_alone() {
     lab::run("a_firewall_that_drops_is_found", |lab: &mut Lab| {
         lab.host.prepare_network(subnet()).unwrap();
-        assert!(firewall::conflicts("bgr0").is_ok());
+        assert!(firewall::conflicts("banger0").is_ok());
         run_program("nft", "add table ip filter");
         let chain = "{ type filter hook forward priority 0; policy drop; }";
         run_program("nft", &format!("add chain ip filter FORWARD {chain}"));
-        let complaint = firewall::conflicts("bgr0").unwrap_err();
+        let complaint = firewall::conflicts("banger0").unwrap_err();
         assert!(complaint.contains("table filter"), "{complaint}");
-        assert!(complaint.contains("DOCKER-USER -i bgr0"), "{complaint}");
+        assert!(complaint.contains("DOCKER-USER -i banger0"), "{complaint}");
     });
 }
 
@@ -304,7 +304,7 @@ fn facts_tell_that_taps_may_be_made_and_what_stands_against_the_bridge() {
         let all = facts::findings(&facts::Look {
             layout: lab.host.layout(),
             bridge: Bridge {
-                name: "bgr0",
+                name: "banger0",
                 subnet: subnet(),
             },
             programs: &banger::host::program::Programs::default(),

@@ -38,7 +38,7 @@ fn scene(lab: &Lab, outside: Outside) -> Scene {
             .ensure(&rules(vm, address_of(vm), outside))
             .unwrap();
     }
-    let bridge = Links::open().unwrap().find("bgr0").unwrap().unwrap();
+    let bridge = Links::open().unwrap().find("banger0").unwrap().unwrap();
     Scene {
         a: Guest::of(A, address_of(A)),
         b: Guest::of(B, address_of(B)),
@@ -187,7 +187,7 @@ fn without_its_elements_a_foreign_address_arrives() {
         |lab: &mut Lab| {
             let scene = scene(lab, Outside::Closed);
             let resolver = resolver();
-            run_program("nft", "flush set bridge banger_bgr0 taps");
+            run_program("nft", "flush set bridge banger_banger0 taps");
             send_spoofed(&scene);
             assert_eq!(next_payload(&resolver), b"spoofed");
         },
@@ -203,7 +203,7 @@ fn an_arp_packet_with_a_foreign_address_is_not_believed() {
             from: scene.b.address,
             ..honest
         };
-        let neighbours = || run_program("ip", "neighbour show dev bgr0");
+        let neighbours = || run_program("ip", "neighbour show dev banger0");
         scene.a.send_arp(stolen, 1, scene.a.mac);
         scene.a.send_arp(honest, 1, scene.b.mac);
         scene.a.send_arp(stolen, 2, scene.a.mac);
@@ -270,7 +270,7 @@ fn guests_do_not_reach_each_other_through_the_hosts_routing() {
         |lab: &mut Lab| {
             let scene = scene(lab, Outside::Nat);
             let resolver = resolver();
-            std::fs::write("/proc/sys/net/ipv4/conf/bgr0/forwarding", "1").unwrap();
+            std::fs::write("/proc/sys/net/ipv4/conf/banger0/forwarding", "1").unwrap();
             let by_gateway = scene.a.envelope(scene.gateway_mac, scene.b.address);
             scene.a.send_udp(by_gateway, 7, b"from a");
             resolver
