@@ -124,16 +124,6 @@ const KNOWN: &[Known] = &[
         hint: "`--nat` needs it: `apt install nftables`.",
     },
     Known {
-        name: "firewall",
-        missing: Verdict::Warn,
-        hint: "It is yours, so banger leaves it as it is: docs/networking.md has the rules to add.",
-    },
-    Known {
-        name: "firewall",
-        missing: Verdict::Warn,
-        hint: "Another firewall drops forwarded packets, so `--nat` guests reach nothing: let it accept those of our bridge (`banger config get network.bridge`).",
-    },
-    Known {
         name: "cgroup",
         missing: Verdict::Warn,
         hint: "VMMs are then found by their command lines: mount cgroup2 (`mount -t cgroup2 none /sys/fs/cgroup/unified`).",
