@@ -6,7 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::rc::Rc;
 use std::time::Duration;
 
-use smol::channel::Sender;
+use smol::channel::{Receiver, Sender};
 use smol::future::FutureExt;
 use smol::{Async, LocalExecutor, Timer};
 
@@ -45,22 +45,28 @@ pub struct Clients {
     own_uid: u32,
     next: Cell<u64>,
     open: Cell<u32>,
+    /// Closes when this and every client's task are gone.
+    _alive: Sender<()>,
 }
 
 impl Clients {
-    /// Nobody connected yet.
+    /// Nobody connected yet. The receiver ends when nobody accepts any more and the last
+    /// client has been told its last line.
     pub fn new(
         executor: Rc<LocalExecutor<'static>>,
         inbox: Sender<Input>,
         own_uid: u32,
-    ) -> Rc<Clients> {
-        Rc::new(Clients {
+    ) -> (Rc<Clients>, Receiver<()>) {
+        let (alive, told) = smol::channel::bounded(1);
+        let clients = Clients {
             executor,
             inbox,
             own_uid,
             next: Cell::new(1),
             open: Cell::new(0),
-        })
+            _alive: alive,
+        };
+        (Rc::new(clients), told)
     }
 
     /// Accepts until the listener fails, which ends the daemon's service.

@@ -32,12 +32,13 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_signal::{Signal, Signals};
 use smol::channel::Sender;
+use smol::future::FutureExt;
 use smol::stream::StreamExt;
-use smol::{Async, LocalExecutor};
+use smol::{Async, LocalExecutor, Timer};
 
 use self::actor::{About, Actor, INBOX};
 use self::clients::{Clients, Input};
@@ -53,6 +54,9 @@ use crate::plan::event::Event;
 use crate::plan::facts::HostFacts;
 use crate::plan::mind::Mind;
 use crate::store::Store;
+
+/// How long clients may take to read their last lines when the daemon ends.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Runs the daemon until it is told to end.
 pub fn main(arguments: &[OsString]) -> ExitCode {
@@ -187,8 +191,9 @@ impl Daemon {
         let listener = Async::new(self.listener).map_err(|error| {
             Failure::new(FailureKind::Unreachable, "listen for clients").because(error)
         })?;
-        let clients = Clients::new(self.executor.clone(), self.sender.clone(), self.own_uid);
-        self.executor.spawn(clients.accept(listener)).detach();
+        let (clients, told) =
+            Clients::new(self.executor.clone(), self.sender.clone(), self.own_uid);
+        let accepting = self.executor.spawn(clients.accept(listener));
         self.executor.spawn(end_on_signal(self.sender)).detach();
         if let Some(resolver) = self.resolver {
             let names = self.names;
@@ -198,7 +203,19 @@ impl Daemon {
             self.executor.spawn(serving).detach();
         }
         log::info!(pid = std::process::id(); "listening");
-        let ended = smol::block_on(self.executor.run(self.actor.run(self.inbox)));
+        let executor = self.executor.clone();
+        let ended = smol::block_on(executor.run(async {
+            let ended = self.actor.run(self.inbox).await;
+            // The loop's end closed every client's channel; who asked us to end is to
+            // hear that we do.
+            drop(accepting);
+            let all_told = async { while told.recv().await.is_ok() {} };
+            let late = async {
+                Timer::after(LAST_WORDS).await;
+            };
+            all_told.or(late).await;
+            ended
+        }));
         log::info!("ended");
         ended
     }
