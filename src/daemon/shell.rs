@@ -19,6 +19,7 @@ use super::jobs::Jobs;
 use crate::failure::Failure;
 use crate::host::layout::Layout;
 use crate::host::{Host, RealHost};
+use crate::image::store;
 use crate::model::ids::VmId;
 use crate::plan::event::{Event, JobId, RunToken, StepToken};
 use crate::plan::facts::HostFacts;
@@ -244,9 +245,17 @@ impl Shell {
         let _ = known.outbox.try_send(outgoing);
     }
 
-    /// Kills what helper programs of an earlier daemon still run: their effects must not
-    /// land after recovery has looked. Inline, since nothing may come before it.
-    pub fn kill_helpers(&self) {}
+    /// Ends what helper programs of an earlier daemon still run, and removes what they
+    /// left: their effects must not land after recovery has looked. Inline, since
+    /// nothing may come before it. Builders of images are the only ones that can outlive
+    /// us; mke2fs writes to a file without a name, which vanishes with it.
+    pub fn kill_helpers(&self) {
+        for folder in [self.layout.images(), self.layout.kernels()] {
+            if let Err(failure) = store::sweep(&folder, store::ASIDE) {
+                log::error!("end leftover builds: {failure}");
+            }
+        }
+    }
 
     /// Finds out which VMs have a live VMM.
     pub fn find_vmms(&self, vms: Vec<VmId>) {
