@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::host::launch;
+use crate::host::{console, launch};
 use crate::vmm::fitness;
 use crate::{agent, cli, daemon};
 
@@ -28,6 +28,8 @@ pub enum Role {
     Init,
     /// Between fork and VMM: joins the control group, then executes it.
     Launch,
+    /// Keeps a guest's console output, bounded.
+    ConsoleLog,
     /// Runs a tiny guest to see whether KVM is fit; killed at a deadline.
     KvmProbe,
 }
@@ -40,6 +42,7 @@ impl Role {
             b"bangerd-root" => Some(Role::RootHelper),
             b"banger-vsock-agent" => Some(Role::Agent),
             b"launch" => Some(Role::Launch),
+            b"console-log" => Some(Role::ConsoleLog),
             b"kvm-probe" => Some(Role::KvmProbe),
             _ => None,
         }
@@ -51,6 +54,7 @@ pub fn run() -> ExitCode {
     let (role, arguments) = decide(std::env::args_os().collect(), std::process::id());
     match role {
         Role::Launch => launch::run(arguments),
+        Role::ConsoleLog => console::run(arguments),
         Role::KvmProbe => fitness::run(),
         Role::Init => agent::init_main(),
         Role::Agent => agent::agent_main(),
@@ -69,8 +73,8 @@ pub fn decide(mut argv: Vec<OsString>, pid: u32) -> (Role, Vec<OsString>) {
         return (Role::Init, argv.split_off(1));
     }
     // Helper names are no link names: they are reached by `role NAME` only.
-    let linked =
-        Role::from_name(&name).filter(|role| !matches!(role, Role::Launch | Role::KvmProbe));
+    let helpers = [Role::Launch, Role::ConsoleLog, Role::KvmProbe];
+    let linked = Role::from_name(&name).filter(|role| !helpers.contains(role));
     if let Some(role) = linked {
         let rest = argv.split_off(1);
         return match rest.first().is_some_and(|word| word == "role") {

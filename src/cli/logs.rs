@@ -2,7 +2,7 @@
 //! `--follow` waits for more of it by inotify.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -99,6 +99,11 @@ fn follow(file: &mut File, watch: &OwnedFd, runs: impl Fn() -> bool) -> std::io:
     let mut events = Reader::new(watch, &mut space);
     loop {
         let flags = events.next()?.events();
+        // A console log that grew too long has lost its older part, and with it what
+        // we have shown: go on at its end.
+        if file.metadata()?.len() < file.stream_position()? {
+            file.seek(SeekFrom::End(0))?;
+        }
         copy(file)?;
         let closed = flags.contains(ReadFlags::CLOSE_WRITE) && !runs();
         let gone = flags.contains(ReadFlags::ATTRIB)

@@ -55,9 +55,12 @@ pub struct Launch<'a> {
     pub group: Option<PathBuf>,
     /// Takes its standard error, appended.
     pub log: &'a Path,
-    /// Takes its standard output, from its beginning; the log if `None`.
-    pub output: Option<&'a Path>,
-    /// A descriptor that it inherits as [`CONTROL_DESCRIPTOR`].
+    /// Its standard output, such as a pipe; the log if `None`.
+    pub output: Option<OwnedFd>,
+    /// Its standard input; /dev/null if `None`.
+    pub input: Option<OwnedFd>,
+    /// A descriptor that it inherits as [`CONTROL_DESCRIPTOR`]; then it has no other
+    /// input than /dev/null.
     pub control: Option<OwnedFd>,
 }
 
@@ -95,26 +98,26 @@ impl Launch<'_> {
     }
 
     fn spawn(&self, log: &File) -> io::Result<Child> {
-        let output = match self.output {
-            Some(path) => private_file().truncate(true).open(path)?,
-            None => log.try_clone()?,
-        };
         let mut command = Command::new(self.own_program);
         command.arg0("banger").args(["role", "launch", "--parent"]);
         command.arg(std::process::id().to_string());
         if let Some(group) = &self.group {
             command.arg("--cgroup").arg(group);
         }
-        if let Some(control) = &self.control {
-            // Standard input is the one way to hand a descriptor over that no other
-            // child, forked by another thread meanwhile, inherits as well.
-            command.arg("--control").stdin(control.try_clone()?);
-        } else {
-            command.stdin(Stdio::null());
-        }
+        // Standard input is the one way to hand a descriptor over that no other child,
+        // forked by another thread meanwhile, inherits as well.
+        match (&self.control, &self.input) {
+            (Some(control), _) => command.arg("--control").stdin(control.try_clone()?),
+            (None, Some(input)) => command.stdin(input.try_clone()?),
+            (None, None) => command.stdin(Stdio::null()),
+        };
         command.arg("--").arg(self.program).args(&self.arguments);
         command.env_clear().env("PATH", PATH).env("LC_ALL", "C");
-        command.stdout(output).stderr(log.try_clone()?).spawn()
+        match &self.output {
+            Some(output) => command.stdout(output.try_clone()?),
+            None => command.stdout(log.try_clone()?),
+        };
+        command.stderr(log.try_clone()?).spawn()
     }
 }
 

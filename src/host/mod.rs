@@ -7,13 +7,14 @@
 //!
 //! Reading order: [`layout`], [`directory`], [`disk`] ([`sparse`], [`aside`]),
 //! [`tap`], [`bridge`] ([`link`], [`sysctl`]), [`nft`], [`rules`], [`forwarding`],
-//! [`cgroup`], [`launch`], [`process`], [`appear`], then what they share: [`program`],
+//! [`cgroup`], [`launch`], [`console`], [`process`], [`appear`], then what they share: [`program`],
 //! [`fault`], and what doctor and the plan are told: [`facts`], [`firewall`]. The steps that are VMMs are carried out in [`crate::vmm::steps`].
 
 pub mod appear;
 pub mod aside;
 pub mod bridge;
 pub mod cgroup;
+pub mod console;
 pub mod directory;
 pub mod disk;
 pub mod facts;

@@ -52,10 +52,6 @@ impl Vmm for Firecracker {
         ControlSocket::Made
     }
 
-    fn console_on_output(&self) -> bool {
-        true
-    }
-
     fn configure(&self, parts: &Parts, limit: Deadline) -> Result<(), Fault> {
         let mut api = Api::connect(&parts.control, limit)?;
         for request in requests(parts) {

@@ -6,7 +6,7 @@
 //! | told about the machine | over its API, after it started | by its arguments |
 //! | control | HTTP on a Unix socket ([`firecracker::api`]) | QMP on a Unix socket ([`qmp`]) |
 //! | vsock | its own Unix-socket convention | the same, by [`vsock_backend`] |
-//! | console | its standard output | a file given to it |
+//! | console | its standard output | the same ([`crate::host::console`]) |
 //!
 //! A guest sees the same machine under both: virtio-mmio devices, its disks in the
 //! order of [`machine::DISKS`], a serial console, CID 3 on vsock, an entropy device.
@@ -56,9 +56,6 @@ pub trait Vmm: Sync {
 
     /// Where its control socket comes from.
     fn control(&self) -> ControlSocket;
-
-    /// Whether the console is what it writes to standard output.
-    fn console_on_output(&self) -> bool;
 
     /// Describes the machine to it, as far as its arguments did not.
     fn configure(&self, parts: &Parts, limit: Deadline) -> Result<(), Fault>;

@@ -52,10 +52,6 @@ impl Vmm for Qemu {
         ControlSocket::Given
     }
 
-    fn console_on_output(&self) -> bool {
-        false
-    }
-
     fn configure(&self, parts: &Parts, limit: Deadline) -> Result<(), Fault> {
         // It read the whole machine from its arguments before it answers at all.
         Qmp::connect(&parts.control, limit).map(drop)
@@ -209,7 +205,9 @@ fn sockets_and_console(words: &mut Words, parts: &Parts) {
     words.pair("-device", "virtio-rng-device");
     words.with_path("-chardev", "socket,id=vsock,path=", &parts.vhost);
     words.pair("-device", "vhost-user-vsock-device,chardev=vsock");
-    words.with_path("-chardev", "file,id=console,path=", &parts.console);
+    // The pipe to our console log, opened anew: QEMU has no character device that writes
+    // to a descriptor and does not also read.
+    words.pair("-chardev", "file,id=console,path=/proc/self/fd/1");
     words.pair("-serial", "chardev:console");
     words.pair(
         "-chardev",

@@ -7,13 +7,17 @@
 //! is reported at once, with its last words.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use rustix::pipe::{PipeFlags, pipe_with};
+
 use crate::host::appear::{Appearance, wait_for_socket};
 use crate::host::cgroup::Groups;
+use crate::host::console;
 use crate::host::fault::fault;
 use crate::host::launch::{Launch, Launched};
 use crate::host::layout::Layout;
@@ -34,6 +38,8 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 const CALL_LIMIT: Duration = Duration::from_secs(10);
 /// How long a killed process may take to end: a large guest's memory is given back first.
 const KILL_LIMIT: Duration = Duration::from_secs(20);
+/// How long a console log may take to end after its VMM.
+const CONSOLE_LIMIT: Duration = Duration::from_secs(2);
 /// How long a VMM that exists already may take to say that it is fine.
 const PROBE_LIMIT: Duration = Duration::from_secs(3);
 
@@ -97,6 +103,7 @@ impl Vmms {
             arguments: vsock_backend::arguments(&vsock, &vhost),
             group: self.groups.as_ref().map(|groups| groups.path(vm)),
             log: &self.layout.vmm_log(vm),
+            input: None,
             output: None,
             control: None,
         }
@@ -139,16 +146,44 @@ impl Vmms {
             arguments: vmm.arguments(&parts),
             group: self.groups.as_ref().map(|groups| groups.path(vm)),
             log: &parts.log,
-            output: vmm.console_on_output().then_some(parts.console.as_path()),
+            input: None,
+            output: Some(self.start_console_log(&parts)?),
             control: control.map(Into::into),
         }
         .start()?;
         self.await_answer(vmm, launched, &parts)
     }
 
-    /// Ends the VMM and removes its control socket.
+    /// Starts what keeps the guest's console; the end of the pipe that the VMM gets.
+    fn start_console_log(&self, parts: &Parts) -> Result<OwnedFd, Fault> {
+        let attempt = "make a pipe for the console";
+        let (output, input) =
+            pipe_with(PipeFlags::CLOEXEC).map_err(|error| fault(attempt, error))?;
+        let launched = Launch {
+            own_program: self.own_program.path(),
+            program: self.own_program.path(),
+            arguments: console::arguments(&parts.console),
+            group: self.groups.as_ref().map(|groups| groups.path(parts.vm)),
+            log: &parts.log,
+            input: Some(output),
+            output: None,
+            control: None,
+        }
+        .start()?;
+        self.children.adopt(launched.child);
+        Ok(input)
+    }
+
+    /// Ends the VMM and what keeps its console, and removes its control socket.
     pub fn absent_vmm(&self, vm: VmId, machine: &Machine) -> Result<(), Fault> {
         self.end(self.vmm_processes(vm)?, "VMM", vm)?;
+        let keepers = self.processes(vm, &[console::marker(&self.layout.console_log(vm))])?;
+        // They end by themselves once they have written what the guest said last.
+        let late = keepers
+            .into_iter()
+            .filter(|keeper| !keeper.ends_within(CONSOLE_LIMIT))
+            .collect();
+        self.end(late, "console log", vm)?;
         if machine.kind == VmmKind::Firecracker {
             // Made by Firecracker itself, which refuses one that exists.
             remove_socket(&self.layout.vsock(vm))?;

@@ -130,6 +130,10 @@ impl Lab {
             Marker::new(["-name".to_owned(), format!("banger-{}", self.vm)]),
             Marker::new(["--id".to_owned(), self.vm.to_string()]),
             Marker::new(["--uds-path".into(), self.host.layout().vsock(self.vm)]),
+            Marker::new([
+                "console-log".into(),
+                self.host.layout().console_log(self.vm),
+            ]),
         ];
         assert!(find(&markers, None).unwrap().is_empty());
         assert!(!self.host.layout().run_directory(self.vm).exists());
