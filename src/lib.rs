@@ -15,6 +15,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod failure;
+pub mod helper;
 pub mod host;
 pub mod image;
 pub mod logging;

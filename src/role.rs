@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use crate::host::{console, launch};
 use crate::vmm::fitness;
-use crate::{agent, cli, daemon};
+use crate::{agent, cli, daemon, helper};
 
 /// A role of the one binary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +60,7 @@ pub fn run() -> ExitCode {
         Role::Agent => agent::agent_main(),
         Role::Daemon => daemon::main(&arguments),
         Role::CommandLine => cli::main(arguments),
-        Role::RootHelper => ExitCode::FAILURE,
+        Role::RootHelper => helper::main(&arguments),
     }
 }
 

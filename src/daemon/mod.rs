@@ -19,6 +19,7 @@ pub mod dns;
 pub mod guest;
 pub mod guest_config;
 pub mod guests;
+pub mod hands;
 pub mod jobs;
 pub mod listen;
 pub mod moment;
@@ -42,8 +43,8 @@ use smol::{Async, LocalExecutor, Timer};
 
 use self::actor::{About, Actor, INBOX};
 use self::clients::{Clients, Input};
+use self::dns::Dns;
 use self::dns::zone::Names;
-use self::dns::{Dns, Place};
 use self::guests::Guests;
 use self::ready::Ready;
 use self::shell::Shell;
@@ -51,7 +52,6 @@ use crate::config::{self, Config};
 use crate::failure::{Failure, FailureKind};
 use crate::host::layout::Layout;
 use crate::plan::event::Event;
-use crate::plan::facts::HostFacts;
 use crate::plan::mind::Mind;
 use crate::store::Store;
 
@@ -139,7 +139,6 @@ fn prepare(started: Instant) -> Result<Daemon, Failure> {
         pids: HashMap::new(),
     };
     let names = Names::default();
-    let resolver = resolver(&wired.plan_facts);
     let about = About {
         version: crate::version::one_line(),
         log: log_file(),
@@ -158,23 +157,8 @@ fn prepare(started: Instant) -> Result<Daemon, Failure> {
         listener,
         own_uid,
         names,
-        resolver,
+        resolver: wired.resolver,
     })
-}
-
-/// The guests' resolver, where guests can have taps. A guest without one still runs:
-/// why it has none is in the log.
-fn resolver(facts: &HostFacts) -> Option<Dns> {
-    if !facts.taps.is_fit() {
-        return None;
-    }
-    match Dns::bind(&Place::of(facts.subnet)) {
-        Ok(resolver) => Some(resolver),
-        Err(failure) => {
-            log::warn!("guests have no resolver: {failure}");
-            None
-        }
-    }
 }
 
 /// The file that standard error is, where it is one: the command line starts us so.

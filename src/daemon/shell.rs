@@ -15,10 +15,11 @@ use super::clients::Input;
 use super::connection::{Outbox, Outgoing};
 use super::guest;
 use super::guests::Guests;
+use super::hands::Hands;
 use super::jobs::Jobs;
 use crate::failure::Failure;
+use crate::host::Host;
 use crate::host::layout::Layout;
-use crate::host::{Host, RealHost};
 use crate::image::store;
 use crate::model::ids::VmId;
 use crate::plan::event::{Event, JobId, RunToken, StepToken};
@@ -49,7 +50,7 @@ pub struct Shell {
     /// Where things lie.
     pub layout: Rc<Layout>,
     /// Carries out steps.
-    pub host: Arc<RealHost>,
+    pub host: Arc<Hands>,
     /// Guests that boot or run.
     pub guests: Rc<Guests>,
     /// Pulls and sweeps.
@@ -205,7 +206,8 @@ impl Shell {
         };
         let host = self.host.clone();
         let task = self.executor.spawn(async move {
-            let facts = smol::unblock(move || super::wire_up::facts_for_people(&host, &plan)).await;
+            let facts =
+                smol::unblock(move || super::wire_up::facts_for_people(host.real(), &plan)).await;
             let line = Line::Done(Reply::Facts(facts));
             let _ = known.outbox.try_send(Outgoing {
                 line,
@@ -262,7 +264,7 @@ impl Shell {
         let (host, inbox) = (self.host.clone(), self.inbox.clone());
         let task = self.executor.spawn(async move {
             let alive = smol::unblock(move || {
-                let lives = |vm: &VmId| matches!(host.vmms().watch(*vm), Ok(Some(_)));
+                let lives = |vm: &VmId| matches!(host.real().vmms().watch(*vm), Ok(Some(_)));
                 vms.into_iter().filter(lives).collect::<BTreeSet<_>>()
             });
             let alive = alive.await;
@@ -273,7 +275,7 @@ impl Shell {
 
     /// Says when a VM's VMM ends, and remembers its process id for people.
     pub fn watch(&mut self, vm: VmId, run: RunToken) {
-        let process = match self.host.vmms().watch(vm) {
+        let process = match self.host.real().vmms().watch(vm) {
             Ok(process) => process,
             Err(fault) => {
                 log::error!(vm:%; "find the VMM: {fault}");

@@ -2,11 +2,14 @@
 //! the host, the jobs.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::dns::{Dns, Place};
+use super::hands::{self, Hands};
 use super::jobs::Jobs;
 use crate::config::Config;
+use crate::failure::Failure;
 use crate::host::bridge::Bridge;
 use crate::host::facts::{self, Finding, Look};
 use crate::host::layout::Layout;
@@ -14,6 +17,8 @@ use crate::host::program::Programs;
 use crate::host::{RealHost, Settings};
 use crate::image::catalog::{Catalog, catalog};
 use crate::plan::facts::{Fitness, HostFacts};
+use crate::plan::step::FaultKind;
+use crate::proto::helper::SOCKET;
 use crate::proto::reply;
 use crate::vmm::fitness;
 
@@ -24,13 +29,15 @@ const READY_DEADLINE: &str = "BANGER_READY_DEADLINE_MS";
 /// The parts.
 pub struct Wired {
     /// Carries out steps.
-    pub host: Arc<RealHost>,
+    pub host: Arc<Hands>,
     /// Pulls and sweeps.
     pub jobs: Jobs,
     /// For the mind.
     pub plan_facts: HostFacts,
     /// What could be pulled.
     pub catalog: Catalog,
+    /// The guests' resolver, where guests can have taps.
+    pub resolver: Option<Dns>,
 }
 
 /// Puts them together.
@@ -42,13 +49,59 @@ pub fn wire_up(layout: &Layout, config: &Config) -> Wired {
         ..Settings::default()
     };
     let catalog = catalog();
-    let plan_facts = plan_facts(layout, config, &programs, &catalog);
+    let mut plan_facts = plan_facts(layout, config, &programs, &catalog);
+    let own_taps = plan_facts.taps.is_fit();
+    let helper = helper_socket().filter(|_| !own_taps);
+    let resolver = match &helper {
+        None if own_taps => logged(Dns::bind(&Place::of(plan_facts.subnet))),
+        None => None,
+        Some(socket) => resolver_by_helper(socket, &mut plan_facts),
+    };
+    let helper = helper.filter(|_| plan_facts.taps.is_fit());
+    let real = RealHost::new(layout.clone(), settings);
     Wired {
-        host: Arc::new(RealHost::new(layout.clone(), settings)),
+        host: Arc::new(Hands::new(real, helper)),
+        resolver,
         jobs: Jobs::new(layout.clone()),
         plan_facts,
         catalog,
     }
+}
+
+/// The root helper's socket, where there is one.
+fn helper_socket() -> Option<PathBuf> {
+    let named = std::env::var_os(hands::VARIABLE).map(PathBuf::from);
+    named
+        .or_else(|| Some(PathBuf::from(SOCKET)))
+        .filter(|socket| socket.exists())
+}
+
+/// Asks the helper for the resolver's sockets. That it answers at all means that it makes
+/// our taps; a refusal says why there are none.
+fn resolver_by_helper(socket: &Path, facts: &mut HostFacts) -> Option<Dns> {
+    let place = Place::of(facts.subnet);
+    match hands::resolver(socket, facts.subnet) {
+        Ok(sockets) => {
+            facts.taps = Fitness::Fit;
+            logged(Dns::of_sockets(&place, sockets))
+        }
+        Err(fault) if fault.kind == FaultKind::Other => {
+            facts.taps = Fitness::Fit;
+            log::warn!("guests have no resolver: {fault}");
+            None
+        }
+        Err(fault) => {
+            facts.taps = Fitness::Unfit(fault.what);
+            None
+        }
+    }
+}
+
+/// A guest without a resolver still runs: why it has none is in the log.
+fn logged(resolver: Result<Dns, Failure>) -> Option<Dns> {
+    resolver
+        .inspect_err(|failure| log::warn!("guests have no resolver: {failure}"))
+        .ok()
 }
 
 /// The program's file name for each key of the configuration.

@@ -27,6 +27,7 @@ pub mod link;
 pub mod nft;
 pub mod process;
 pub mod program;
+pub mod resolver;
 pub mod rules;
 pub mod sparse;
 pub mod sysctl;

@@ -12,6 +12,7 @@
 pub mod agent;
 pub mod frame;
 pub mod guest;
+pub mod helper;
 pub mod reply;
 pub mod request;
 #[cfg(test)]

@@ -14,6 +14,9 @@ use super::agent::{
     Terminal, Unpack, Unpacked,
 };
 use super::guest::{GuestCall, GuestConfig, GuestFile, Interface, ReadyAck};
+use super::helper::{
+    HELPER_VERSION, HelperCall, HelperReply, HelperRequest, HelperStep, HelperVerb,
+};
 use super::reply::{
     Fact, HostFacts, ImageView, KernelView, Line, Progress, Reply, Status, VmView, WireFailure,
 };
@@ -378,4 +381,45 @@ fn every_call_of_a_guest_has_a_sample_that_loads() {
     };
     check("guest", "config", &config);
     check("guest", "ready-ack", &ReadyAck {});
+}
+
+#[test]
+fn every_call_of_the_root_helper_has_a_sample_that_loads() {
+    let vm = crate::model::ids::VmId::from_bits(0x0bad_cafe);
+    let subnet = "172.30.0.0/16".parse().unwrap();
+    let tap = HelperRequest::Step {
+        verb: HelperVerb::Ensure,
+        step: HelperStep::Tap { vm, subnet },
+    };
+    let rules = HelperRequest::Step {
+        verb: HelperVerb::Absent,
+        step: HelperStep::NetRules {
+            vm,
+            address: [172, 30, 0, 2].into(),
+            subnet,
+            nat: true,
+        },
+    };
+    let resolver = HelperRequest::Resolver { subnet };
+    for (name, request) in [("tap", tap), ("net-rules", rules), ("resolver", resolver)] {
+        let call = HelperCall {
+            v: HELPER_VERSION,
+            request,
+        };
+        check("helper", name, &call);
+    }
+    let saw = HelperReply::Saw {
+        presence: "present".to_owned(),
+    };
+    let fault = HelperReply::Fault {
+        kind: "busy".to_owned(),
+        what: "add tap bgr-0badcafe: device or resource busy".to_owned(),
+    };
+    for (name, reply) in [
+        ("done", HelperReply::Done {}),
+        ("saw", saw),
+        ("fault", fault),
+    ] {
+        check("helper", name, &reply);
+    }
 }

@@ -57,7 +57,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "helper",
         &[
-            "model", "plan", "sys", "failure", "proto", "host", "logging",
+            "model", "plan", "sys", "failure", "proto", "host", "logging", "config",
         ],
     ),
     (

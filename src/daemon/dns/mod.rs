@@ -23,13 +23,12 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rustix::net::sockopt::{set_ip_freebind, set_socket_reuseaddr};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
 use smol::io::{AsyncReadExt, AsyncWriteExt};
 use smol::net::{TcpListener, TcpStream, UdpSocket};
 use smol::{Async, LocalExecutor, Timer, future};
 
 use crate::failure::{Failure, FailureKind};
+use crate::host::resolver::sockets;
 use crate::model::net::Subnet;
 
 use upstream::{Transport, Upstream};
@@ -45,8 +44,6 @@ const IDLE_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long no connection is accepted after the system could not give us one.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
-
-const BACKLOG: i32 = 64;
 
 /// Largest datagram that is read: more than 4096 bytes nobody asks for (EDNS, RFC 6891),
 /// longer answers come over TCP.
@@ -96,9 +93,24 @@ impl Dns {
     pub fn bind(place: &Place) -> Result<Dns, Failure> {
         let address = SocketAddrV4::new(place.subnet.gateway(), place.port);
         let failed = |error| bind_failure(address, &error);
+        let sockets = sockets(address).map_err(failed)?;
+        Dns::of_sockets(place, sockets)
+    }
+
+    /// Serves on sockets that somebody with the privilege has bound.
+    ///
+    /// # Errors
+    /// They cannot be used.
+    pub fn of_sockets(place: &Place, (udp, tcp): (OwnedFd, OwnedFd)) -> Result<Dns, Failure> {
+        let address = SocketAddrV4::new(place.subnet.gateway(), place.port);
+        let failed = |error| bind_failure(address, &error);
         Ok(Dns {
-            udp: udp_socket(address).map_err(failed)?,
-            tcp: tcp_socket(address).map_err(failed)?,
+            udp: Async::new(std::net::UdpSocket::from(udp))
+                .map_err(failed)?
+                .into(),
+            tcp: Async::new(std::net::TcpListener::from(tcp))
+                .map_err(failed)?
+                .into(),
             subnet: place.subnet,
             upstream: Upstream::new(
                 place.resolv_conf.clone(),
@@ -214,29 +226,6 @@ async fn read_framed(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut question = vec![0; usize::from(u16::from_be_bytes(length))];
     stream.read_exact(&mut question).await?;
     Ok(question)
-}
-
-fn udp_socket(address: SocketAddrV4) -> io::Result<UdpSocket> {
-    let bound = bound_socket(SocketType::DGRAM, address)?;
-    Ok(Async::new(std::net::UdpSocket::from(bound))?.into())
-}
-
-fn tcp_socket(address: SocketAddrV4) -> io::Result<TcpListener> {
-    let bound = bound_socket(SocketType::STREAM, address)?;
-    listen(&bound, BACKLOG)?;
-    Ok(Async::new(std::net::TcpListener::from(bound))?.into())
-}
-
-/// IP_FREEBIND (ip(7)) lets us have the address before the bridge has it.
-fn bound_socket(kind: SocketType, address: SocketAddrV4) -> io::Result<OwnedFd> {
-    let socket = socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, None)?;
-    set_ip_freebind(&socket, true)?;
-    if kind == SocketType::STREAM {
-        // Connections of a daemon that just died must not keep the port from us.
-        set_socket_reuseaddr(&socket, true)?;
-    }
-    bind(&socket, &address)?;
-    Ok(socket)
 }
 
 fn bind_failure(address: SocketAddrV4, error: &io::Error) -> Failure {
