@@ -251,7 +251,7 @@ mod tests {
             rules("172.30.0.1", "172.30.0.0/16"),
             rules("172.30.0.9", "172.30.0.0/16").replace("\"v\":1", "\"v\":9"),
             "{}".to_owned(),
-            "x".repeat(10_000),
+            "x".repeat(3000),
         ];
         for line in cases {
             let (reply, steps) = ask(0, &line);
