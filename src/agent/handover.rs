@@ -47,7 +47,7 @@ pub fn hand_over(config: GuestConfig, off: Off, journal: Journal) -> Result<Infa
     match first {
         First::Systemd(program) => {
             record::leave(Path::new(OUR_RUN), &record)?;
-            unit::install(Path::new("/run/systemd/system"), off)?;
+            unit::install(Path::new("/run"), off)?;
             Err(become_systemd(program))
         }
         First::Agent => first::stay(record, off),
