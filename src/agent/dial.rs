@@ -1,7 +1,9 @@
 //! The guest's calls to the host: hello, ready, failed. One stream each; the host is
-//! listening before the guest is started, so nothing is tried twice.
+//! listening before the guest is started; who refuses is not asked twice.
 
 use std::time::Duration;
+
+use rustix::io::Errno;
 
 use super::during;
 use super::stream::{FrameStream, StreamError};
@@ -11,6 +13,8 @@ use crate::proto::frame::{Frame, Kind};
 use crate::proto::guest::{BootRecord, GuestCall, GuestConfig};
 use crate::sys::vsock;
 
+/// How often a dial may time out, after 2 s each.
+const DIAL_TRIES: u32 = 5;
 /// How long the host may take to answer: it is busy with others at most.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
@@ -56,7 +60,14 @@ pub fn failed(what: String) -> Result<(), Failure> {
 
 /// One call and its answer; the stream is closed when it is here.
 fn call_host(call: &GuestCall) -> Result<Frame, StreamError> {
-    let socket = vsock::dial_host(CONTROL_PORT).map_err(std::io::Error::from)?;
+    let mut tries = 1;
+    let socket = loop {
+        match vsock::dial_host(CONTROL_PORT) {
+            // The kernel gives up after 2 s, which a back end on a busy host may need.
+            Err(Errno::TIMEDOUT) if tries < DIAL_TRIES => tries += 1,
+            dialled => break dialled.map_err(std::io::Error::from)?,
+        }
+    };
     converse(FrameStream::new(socket)?, call)
 }
 

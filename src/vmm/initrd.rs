@@ -6,6 +6,8 @@
 //!  /modules/order    file names, one a line, in load order
 //!  /modules/*.ko
 //!  /dev/console      for the kernel to give to /init
+//!  /dev/null         for /init itself where the console cannot be opened: a Rust
+//!                    program does not start without its three standard descriptors
 //! ```
 //!
 //! One per program and kernel, made once, cached and shared. Uncompressed: a guest
@@ -28,7 +30,7 @@ use super::newc::Archive;
 /// Where a kernel's folder lists the modules of its initial RAM disk.
 const MODULES: &str = "initrd-modules";
 /// Changes with the layout of the archive, so that an old one is not taken for a new.
-const LAYOUT: &str = "1";
+const LAYOUT: &str = "2";
 
 /// Our own program, as a file that guests run.
 #[derive(Debug)]
@@ -104,6 +106,7 @@ fn write(aside: &Aside, program: &OwnProgram, modules: &Modules) -> io::Result<(
         archive.directory(folder)?;
     }
     archive.character_device("dev/console", 5, 1)?;
+    archive.character_device("dev/null", 1, 3)?;
     archive.file("init", 0o755, &fs::read(program.path())?)?;
     archive.file("modules/order", 0o644, modules.order().as_bytes())?;
     for name in &modules.names {
