@@ -118,16 +118,16 @@ fn carry_out(
             }
         }
         JobWork::Sweep { images, kernels } => {
-            sweep(&layout.images(), images)?;
-            sweep(&layout.kernels(), kernels)?;
+            crate::image::rootfs::sweep(layout)?;
+            remove_unnamed(&layout.images(), images)?;
+            remove_unnamed(&layout.kernels(), kernels)?;
             Ok(JobResult::Removed)
         }
     }
 }
 
-/// Removes what no row names, and what dead makers left aside.
-fn sweep(folder: &Path, keep: &BTreeSet<ContentId>) -> Result<(), Failure> {
-    store::sweep(folder, store::ASIDE)?;
+/// Removes what no row names.
+fn remove_unnamed(folder: &Path, keep: &BTreeSet<ContentId>) -> Result<(), Failure> {
     for content in store::list(folder)? {
         if !keep.contains(&content) {
             store::remove(folder, &content)?;

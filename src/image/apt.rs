@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::job::{Job, at};
-use super::store::{self, Locked};
+use super::lock::{self, Locked};
 use super::{program, sources};
 use crate::failure::Failure;
 
@@ -42,7 +42,7 @@ impl<'a> Apt<'a> {
             let path = root.join(folder);
             fs::create_dir_all(&path).map_err(at("create", &path))?;
         }
-        let lock = store::lock(job, &root.join("lock"), "another use of apt")?;
+        let lock = lock::lock(job, &root.join("lock"), "another use of apt")?;
         let sources = root.join("debian.sources");
         let text = sources::of_this_host(suite)?;
         fs::write(&sources, text).map_err(at("write", &sources))?;

@@ -132,25 +132,21 @@ impl Manifest {
     pub fn verify(&self, job: &Job, folder: &Path, depth: Depth) -> Result<(), Failure> {
         for file in &self.files {
             let path = folder.join(&file.path);
-            let what = format!("check {}", path.display());
-            let opened = File::open(&path).map_err(at("open", &path))?;
-            let size = opened.metadata().map_err(at("read", &path))?.len();
-            let damage = match size == file.size {
-                false => Some(format!("it has {size} bytes instead of {}", file.size)),
-                true => first_block(&opened, &file.path, size),
-            };
-            let damage = match (damage, depth) {
-                (None, Depth::Full) => {
-                    let digest = digest(job, &opened, &path)?;
-                    (digest != file.sha256).then(|| "its digest is another one".to_owned())
-                }
-                (damage, _) => damage,
-            };
-            if let Some(damage) = damage {
-                return Err(Failure::new(FailureKind::Storage, what).because(damage));
+            let opened = file.look_at(&path)?;
+            if depth == Depth::Full && digest(job, &opened, &path)? != file.sha256 {
+                return Err(damaged(&path, "its digest is another one"));
             }
         }
         Ok(())
+    }
+
+    /// What to type to make this folder again.
+    fn remedy(&self) -> String {
+        let kind = match self.release {
+            Some(_) => "kernel",
+            None => "image",
+        };
+        format!("Run `banger {kind} pull {}` to make it again.", self.name)
     }
 
     /// Bytes that the folder takes on the disk.
@@ -168,6 +164,42 @@ impl Manifest {
         let file = self.files.iter().find(|file| file.path == path);
         Bytes(file.map_or(0, |file| file.size))
     }
+}
+
+/// The quick check of a folder: no file is read but its first block. Before every start.
+///
+/// # Errors
+/// The folder, its manifest or a file in it is missing or damaged; the hint says how to
+/// make it again.
+pub fn check(folder: &Path, content: &ContentId) -> Result<(), Failure> {
+    let manifest = Manifest::read(folder, content)
+        .map_err(|failure| failure.hint("Run `banger image pull` and `banger kernel pull`."))?;
+    for file in &manifest.files {
+        file.look_at(&folder.join(&file.path))
+            .map_err(|failure| failure.hint(manifest.remedy()))?;
+    }
+    Ok(())
+}
+
+impl FileFacts {
+    /// Opens the file if its size and its beginning are right.
+    fn look_at(&self, path: &Path) -> Result<File, Failure> {
+        let file = File::open(path).map_err(at("open", path))?;
+        let size = file.metadata().map_err(at("read", path))?.len();
+        if size != self.size {
+            let damage = format!("it has {size} bytes instead of {}", self.size);
+            return Err(damaged(path, damage));
+        }
+        match first_block(&file, &self.path, size) {
+            Some(damage) => Err(damaged(path, damage)),
+            None => Ok(file),
+        }
+    }
+}
+
+fn damaged(path: &Path, damage: impl std::fmt::Display) -> Failure {
+    let what = format!("check {}", path.display());
+    Failure::new(FailureKind::Storage, what).because(damage)
 }
 
 /// What is wrong with the beginning of a file that claims to be an ext4 or ELF one.
@@ -301,6 +333,9 @@ mod tests {
             assert!(failure.to_string().contains("4 bytes instead of"));
             fs::write(&vmlinux, b"garbage at once").unwrap();
             assert!(check(Depth::Quick).is_err());
+            manifest.write(folder.path()).unwrap();
+            let failure = super::check(folder.path(), &manifest.content()).unwrap_err();
+            assert!(failure.hint.unwrap().contains("pull k`"));
         });
     }
 }

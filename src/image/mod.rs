@@ -8,7 +8,8 @@
 //! and `orphans` (running the host's tools), `sources` and `apt` (Debian's archive, as
 //! this host reaches it), `kernel` with `vmlinux` and `modules`, `rootfs` with `recipe`
 //! and `subids` for images, `ext4` with `tarball`, `tree` and `acl` (what goes into a
-//! file system), `store` with `manifest` (content-addressed folders, written aside).
+//! file system), `store` with `lock` and `manifest` (content-addressed folders,
+//! written aside).
 
 pub mod acl;
 pub mod apt;
@@ -16,6 +17,7 @@ pub mod catalog;
 pub mod ext4;
 pub mod job;
 pub mod kernel;
+pub mod lock;
 pub mod manifest;
 pub mod modules;
 pub mod orphans;

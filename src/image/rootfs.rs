@@ -22,12 +22,14 @@ use super::apt::Apt;
 use super::catalog::{ImageEntry, catalog};
 use super::ext4::{self, Purpose, Shape};
 use super::job::{Job, at};
+use super::lock::{self, Pull};
 use super::manifest::{Depth, Manifest};
 use super::recipe::{self, Builder, Recipe};
-use super::store::{self, Aside, Pull};
+use super::store::{self, Aside};
 use super::tarball::Tarball;
 use super::{program, subids};
 use crate::failure::{Failure, FailureKind};
+use crate::host::layout::Layout;
 use crate::model::ids::{ContentId, ImageName};
 use crate::model::image::Image;
 
@@ -109,9 +111,9 @@ pub fn load(job: &Job, name: &ImageName, content: &ContentId) -> Result<Image, F
 ///
 /// # Errors
 /// A leftover cannot be removed.
-pub fn sweep(job: &Job) -> Result<(), Failure> {
-    store::sweep(&job.layout.images(), store::ASIDE)?;
-    store::sweep(&job.layout.kernels(), store::ASIDE)?;
+pub fn sweep(layout: &Layout) -> Result<(), Failure> {
+    store::sweep(&layout.images(), store::ASIDE)?;
+    store::sweep(&layout.kernels(), store::ASIDE)?;
     store::sweep(Path::new(SHARED_TEMPORARY), &shared_prefix())
 }
 
@@ -172,7 +174,7 @@ fn bootstrap(
             .because(format!("the path {} has a space in it", packages.display()))
             .hint("Point BANGER_CACHE_DIR to a path without spaces."));
     }
-    let _using = store::lock(job, &packages.with_extension("lock"), "another build")?;
+    let _using = lock::lock(job, &packages.with_extension("lock"), "another build")?;
     let temporary = match builder {
         Builder::Root => None,
         Builder::User => Some(Aside::shared(
