@@ -11,9 +11,15 @@ use std::time::Duration;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
+use crate::failure::Failure;
+use crate::host::layout::Layout;
 use crate::host::{Host, RealHost};
+use crate::image::job::{Cancel, Job};
+use crate::image::kernel::verify_kernel;
+use crate::image::manifest::Depth;
+use crate::image::rootfs::verify_image;
 use crate::model::net::Subnet;
-use crate::plan::step::{Fault, FaultKind, Presence, Step};
+use crate::plan::step::{Fault, FaultKind, Machine, Presence, Step};
 use crate::proto::helper::{
     HELPER_VERSION, HelperCall, HelperReply, HelperRequest, HelperStep, HelperVerb, MAX_LINE,
 };
@@ -49,8 +55,29 @@ impl Hands {
     }
 }
 
+/// Sizes and first blocks of the base, the kernel and its modules, microseconds: a guest
+/// of damaged files would fail in ways that say nothing.
+fn check_content(layout: &Layout, machine: &Machine) -> Result<(), Fault> {
+    let failed = |failure: Failure| {
+        let next =
+            "`banger image pull NAME --force` or `banger kernel pull NAME --force` makes it again";
+        Fault::new(FaultKind::Missing, format!("{failure}; {next}"))
+    };
+    let cancel = Cancel::new().map_err(failed)?;
+    let job = Job {
+        layout,
+        cancel: &cancel,
+        progress: &|_| (),
+    };
+    verify_image(&job, &machine.image, Depth::Quick).map_err(failed)?;
+    verify_kernel(&job, &machine.kernel, Depth::Quick).map_err(failed)
+}
+
 impl Host for Hands {
     fn ensure(&self, step: &Step) -> Result<(), Fault> {
+        if let Step::Vmm { machine, .. } = step {
+            check_content(self.real.layout(), machine)?;
+        }
         match self.by_helper(HelperVerb::Ensure, step) {
             Some(outcome) => outcome.map(drop),
             None => self.real.ensure(step),
@@ -134,4 +161,48 @@ fn converse(socket: &Path, call: &HelperCall) -> io::Result<(HelperReply, Vec<Ow
     }
     let reply = serde_json::from_slice(&bytes).map_err(io::Error::other)?;
     Ok((reply, descriptors))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Settings;
+    use crate::model::ids::VmId;
+    use crate::model::net::NetMode;
+    use crate::model::units::Bytes;
+    use crate::model::vm::VmmKind;
+
+    #[test]
+    fn a_base_that_is_not_there_is_named_before_a_vmm_starts() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout {
+            state: folder.path().join("state"),
+            cache: folder.path().join("cache"),
+            runtime: folder.path().join("run"),
+        };
+        let hands = Hands::new(RealHost::new(layout, Settings::default()), None);
+        let machine = Machine {
+            kind: VmmKind::QemuTcg,
+            vcpu: 1,
+            memory: Bytes::mib(128),
+            image: "00000000000000aa".parse().unwrap(),
+            kernel: "00000000000000bb".parse().unwrap(),
+            net: NetMode::None,
+            publish: Vec::new(),
+        };
+        let vm = VmId::from_bits(1);
+        let fault = hands.ensure(&Step::Vmm { vm, machine }).unwrap_err();
+        assert_eq!(fault.kind, FaultKind::Missing);
+        assert!(fault.what.contains("00000000000000aa"), "{fault}");
+        assert!(fault.what.contains("image pull"), "{fault}");
+    }
+
+    #[test]
+    fn a_helper_that_is_not_there_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("helper.sock");
+        let fault = resolver(&socket, "172.30.0.0/16".parse().unwrap()).unwrap_err();
+        assert_eq!(fault.kind, FaultKind::Missing);
+        assert!(fault.what.contains("helper.sock"), "{fault}");
+    }
 }
