@@ -11,13 +11,9 @@ use std::time::Duration;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
-use crate::failure::Failure;
 use crate::host::layout::Layout;
 use crate::host::{Host, RealHost};
-use crate::image::job::{Cancel, Job};
-use crate::image::kernel::verify_kernel;
-use crate::image::manifest::Depth;
-use crate::image::rootfs::verify_image;
+use crate::image::manifest;
 use crate::model::net::Subnet;
 use crate::plan::step::{Fault, FaultKind, Machine, Presence, Step};
 use crate::proto::helper::{
@@ -55,22 +51,16 @@ impl Hands {
     }
 }
 
-/// Sizes and first blocks of the base, the kernel and its modules, microseconds: a guest
-/// of damaged files would fail in ways that say nothing.
+/// A damaged kernel or image is told before it is only a guest that never answers. Sizes
+/// and first blocks only: microseconds.
 fn check_content(layout: &Layout, machine: &Machine) -> Result<(), Fault> {
-    let failed = |failure: Failure| {
-        let next =
-            "`banger image pull NAME --force` or `banger kernel pull NAME --force` makes it again";
-        Fault::new(FaultKind::Missing, format!("{failure}; {next}"))
-    };
-    let cancel = Cancel::new().map_err(failed)?;
-    let job = Job {
-        layout,
-        cancel: &cancel,
-        progress: &|_| (),
-    };
-    verify_image(&job, &machine.image, Depth::Quick).map_err(failed)?;
-    verify_kernel(&job, &machine.kernel, Depth::Quick).map_err(failed)
+    let image = layout.images().join(machine.image.as_str());
+    manifest::check(&image, &machine.image)
+        .and_then(|()| manifest::check(&layout.kernel(&machine.kernel), &machine.kernel))
+        .map_err(|failure| {
+            let hint = failure.hint.as_deref().unwrap_or_default();
+            Fault::new(FaultKind::Missing, format!("{failure}. {hint}"))
+        })
 }
 
 impl Host for Hands {

@@ -20,7 +20,7 @@ use super::jobs::Jobs;
 use crate::failure::Failure;
 use crate::host::Host;
 use crate::host::layout::Layout;
-use crate::image::{manifest, rootfs};
+use crate::image::rootfs;
 use crate::model::ids::VmId;
 use crate::plan::event::{Event, JobId, RunToken, StepToken};
 use crate::plan::facts::HostFacts;
@@ -93,7 +93,7 @@ impl Shell {
         let host = self.host.clone();
         let task = self.executor.spawn(async move {
             let work = smol::unblock(move || match verb {
-                Verb::Ensure => ensure(&host, &step),
+                Verb::Ensure => host.ensure(&step),
                 Verb::Absent => host.absent(&step),
             });
             let result = work.await;
@@ -295,19 +295,4 @@ impl Shell {
     pub fn pid(&self, vm: VmId) -> Option<u32> {
         self.pids.get(&vm).copied()
     }
-}
-
-/// A damaged kernel or image is told before it is only a guest that never answers.
-fn ensure(host: &Hands, step: &Step) -> Result<(), Fault> {
-    if let Step::Vmm { machine, .. } = step {
-        let layout = host.real().layout();
-        let image = layout.images().join(machine.image.as_str());
-        manifest::check(&image, &machine.image)
-            .and_then(|()| manifest::check(&layout.kernel(&machine.kernel), &machine.kernel))
-            .map_err(|failure| {
-                let hint = failure.hint.as_deref().unwrap_or_default();
-                Fault::new(FaultKind::Missing, format!("{failure}. {hint}"))
-            })?;
-    }
-    host.ensure(step)
 }
