@@ -73,7 +73,7 @@ pub fn verify_kernel(job: &Job, content: &ContentId, depth: Depth) -> Result<(),
         .and_then(|manifest| manifest.verify(job, &folder, depth))
         .map_err(|failure| match failure.kind {
             FailureKind::Cancelled => failure,
-            _ => failure.hint("Run `banger kernel pull` to make it again."),
+            _ => failure.hint("Run `banger kernel pull --force` to make it again."),
         })
 }
 

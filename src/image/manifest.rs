@@ -146,7 +146,10 @@ impl Manifest {
             Some(_) => "kernel",
             None => "image",
         };
-        format!("Run `banger {kind} pull {}` to make it again.", self.name)
+        format!(
+            "Run `banger {kind} pull {} --force` to make it again.",
+            self.name
+        )
     }
 
     /// Bytes that the folder takes on the disk.
@@ -172,8 +175,9 @@ impl Manifest {
 /// The folder, its manifest or a file in it is missing or damaged; the hint says how to
 /// make it again.
 pub fn check(folder: &Path, content: &ContentId) -> Result<(), Failure> {
-    let manifest = Manifest::read(folder, content)
-        .map_err(|failure| failure.hint("Run `banger image pull` and `banger kernel pull`."))?;
+    let manifest = Manifest::read(folder, content).map_err(|failure| {
+        failure.hint("Run `banger image pull` and `banger kernel pull` with --force.")
+    })?;
     for file in &manifest.files {
         file.look_at(&folder.join(&file.path))
             .map_err(|failure| failure.hint(manifest.remedy()))?;
@@ -335,7 +339,7 @@ mod tests {
             assert!(check(Depth::Quick).is_err());
             manifest.write(folder.path()).unwrap();
             let failure = super::check(folder.path(), &manifest.content()).unwrap_err();
-            assert!(failure.hint.unwrap().contains("pull k`"));
+            assert!(failure.hint.unwrap().contains("pull k --force`"));
         });
     }
 }

@@ -78,7 +78,7 @@ pub fn verify_image(job: &Job, content: &ContentId, depth: Depth) -> Result<(), 
         .and_then(|manifest| manifest.verify(job, &folder, depth))
         .map_err(|failure| match failure.kind {
             FailureKind::Cancelled => failure,
-            _ => failure.hint("Run `banger image pull` to make it again."),
+            _ => failure.hint("Run `banger image pull --force` to make it again."),
         })
 }
 
