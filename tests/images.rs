@@ -14,9 +14,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use banger::failure::{Failure, FailureKind};
 use banger::host::layout::Layout;
 use banger::image::job::{Cancel, Job, Stage};
-use banger::image::kernel::{delete_kernel, pull_kernel, verify_kernel};
+use banger::image::kernel::{pull_kernel, verify_kernel};
 use banger::image::manifest::Depth;
-use banger::image::rootfs::{delete_image, pull_image, verify_image};
+use banger::image::rootfs::{pull_image, verify_image};
+use banger::image::store;
 
 /// A job over a temporary state directory.
 struct World {
@@ -119,7 +120,7 @@ fn a_pulled_kernel_is_whole_and_can_be_deleted() -> Result<(), Failure> {
     let failure = verify_kernel(&job, &kernel.content, Depth::Quick).unwrap_err();
     assert!(failure.to_string().contains("modules.ext4"), "{failure}");
 
-    delete_kernel(&job, &kernel.content)?;
+    store::remove(&world.layout.kernels(), &kernel.content)?;
     assert!(entries(&world.layout.kernels()).is_empty());
     Ok(())
 }
@@ -183,7 +184,7 @@ fn two_pulls_at_once_build_once_and_another_machine_gets_the_same_bytes() -> Res
         "the build is not reproducible"
     );
 
-    delete_image(&world.job(), &image.content)?;
+    store::remove(&world.layout.images(), &image.content)?;
     assert!(entries(&world.layout.images()).is_empty());
     Ok(())
 }

@@ -27,8 +27,8 @@ pub struct Answer {
     pub reply: Reply,
     /// The descriptor that came with it.
     pub descriptor: Option<OwnedFd>,
-    /// The connection; closed when this is dropped.
-    pub connection: UnixStream,
+    /// Kept, not read: closing it tells the daemon that we are gone.
+    _connection: UnixStream,
 }
 
 /// Connects to the daemon's socket; `None` when nobody listens there.
@@ -92,7 +92,7 @@ pub fn ask(
                 return Ok(Answer {
                     reply,
                     descriptor,
-                    connection: stream,
+                    _connection: stream,
                 });
             }
             Err(error) => {

@@ -11,7 +11,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::failure::Failure;
 use crate::model::ids::{ContentId, VmId};
@@ -208,17 +208,12 @@ impl Layout {
     pub fn tools(&self) -> PathBuf {
         self.cache.join("tools").join("bin")
     }
-
-    /// Whether a path lies under one of the roots.
-    pub fn owns(&self, path: &Path) -> bool {
-        [&self.state, &self.cache, &self.runtime]
-            .into_iter()
-            .any(|root| path.starts_with(root))
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn layout(pairs: &[(&str, &str)], uid: u32) -> Result<Layout, Failure> {

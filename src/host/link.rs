@@ -134,13 +134,6 @@ impl Links {
         }
     }
 
-    /// All interfaces.
-    pub fn all(&self) -> io::Result<Vec<Link>> {
-        let message = link_message(RTM_GETLINK, 0, Attributes::new());
-        let answers = self.netlink.dump(&message)?;
-        Ok(answers.iter().filter_map(|a| parse_link(a)).collect())
-    }
-
     /// Makes a bridge with this Ethernet address, down, that does not inspect
     /// multicast. `EEXIST` if the name is taken.
     pub fn create_bridge(&self, name: &str, mac: [u8; 6]) -> io::Result<()> {

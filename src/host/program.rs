@@ -5,7 +5,7 @@
 //! and with nothing of ours open. Long-lived processes are not started here.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -34,12 +34,23 @@ const OUTPUT_LIMIT: u64 = 1 << 20;
 
 /// The program's file: first on PATH, then in the system's directories.
 pub fn find(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(SYSTEM_DIRECTORIES.iter().map(PathBuf::from))
-        .filter(|directory| directory.is_absolute())
+    directories()
         .map(|directory| directory.join(name))
         .find(|candidate| is_executable(candidate))
+}
+
+/// PATH with the system's directories behind it, for a program that runs others.
+pub fn search_path() -> OsString {
+    std::env::join_paths(directories()).unwrap_or_else(|_| SYSTEM_DIRECTORIES.join(":").into())
+}
+
+fn directories() -> impl Iterator<Item = PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let named: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    named
+        .into_iter()
+        .chain(SYSTEM_DIRECTORIES.iter().map(PathBuf::from))
+        .filter(|directory| directory.is_absolute())
 }
 
 /// Where the programs of VMMs are looked for: the configuration first, then PATH and the

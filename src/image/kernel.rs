@@ -77,14 +77,6 @@ pub fn verify_kernel(job: &Job, content: &ContentId, depth: Depth) -> Result<(),
         })
 }
 
-/// Removes a kernel's folder; the caller knows that no VM uses it.
-///
-/// # Errors
-/// It cannot be removed.
-pub fn delete_kernel(job: &Job, content: &ContentId) -> Result<(), Failure> {
-    store::remove(&job.layout.kernels(), content)
-}
-
 /// A kernel that is in the store.
 ///
 /// # Errors

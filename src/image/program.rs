@@ -17,17 +17,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::job::Job;
 use crate::failure::{Failure, FailureKind};
+use crate::host::program;
 
-/// Where programs are looked for besides `PATH`: an ordinary user of Debian has no
-/// `sbin` there, and depmod lives in one.
-const SYSTEM_DIRECTORIES: [&str; 6] = [
-    "/usr/local/sbin",
-    "/usr/local/bin",
-    "/usr/sbin",
-    "/usr/bin",
-    "/sbin",
-    "/bin",
-];
 /// What programs may know of our environment: how to reach the archive, nothing else.
 const PASSED_ON: [&str; 8] = [
     "HOME",
@@ -59,15 +50,10 @@ pub struct Output {
 /// # Errors
 /// The program is not on this host.
 pub fn find(name: &str, package: &str) -> Result<PathBuf, Failure> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(SYSTEM_DIRECTORIES.iter().map(PathBuf::from))
-        .map(|directory| directory.join(name))
-        .find(|candidate| candidate.is_file())
-        .ok_or_else(|| {
-            Failure::failed(format!("run {name}: it is not installed"))
-                .hint(format!("Run `sudo apt-get install {package}`."))
-        })
+    program::find(name).ok_or_else(|| {
+        Failure::failed(format!("run {name}: it is not installed"))
+            .hint(format!("Run `sudo apt-get install {package}`."))
+    })
 }
 
 /// A command with a clean environment that ends when this process does.
@@ -80,7 +66,8 @@ pub fn command(name: &str, package: &str) -> Result<Command, Failure> {
     // The parent-death signal is the only thing that ends a child of a killed daemon.
     command.args(["--pdeathsig", "KILL", "--"]).arg(program);
     command.env_clear().env("LC_ALL", "C.UTF-8");
-    command.env("PATH", search_path());
+    // An ordinary user of Debian has no `sbin` in PATH, and depmod lives in one.
+    command.env("PATH", program::search_path());
     for name in PASSED_ON {
         if let Some(value) = std::env::var_os(name) {
             command.env(name, value);
@@ -88,13 +75,6 @@ pub fn command(name: &str, package: &str) -> Result<Command, Failure> {
     }
     command.stdin(Stdio::null());
     Ok(command)
-}
-
-fn search_path() -> std::ffi::OsString {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let directories =
-        std::env::split_paths(&path).chain(SYSTEM_DIRECTORIES.iter().map(PathBuf::from));
-    std::env::join_paths(directories).unwrap_or_else(|_| SYSTEM_DIRECTORIES.join(":").into())
 }
 
 /// Runs a command to its end; `line` sees each line of its standard error.

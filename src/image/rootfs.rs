@@ -82,14 +82,6 @@ pub fn verify_image(job: &Job, content: &ContentId, depth: Depth) -> Result<(), 
         })
 }
 
-/// Removes an image's folder; the caller knows that no VM uses it.
-///
-/// # Errors
-/// It cannot be removed.
-pub fn delete_image(job: &Job, content: &ContentId) -> Result<(), Failure> {
-    store::remove(&job.layout.images(), content)
-}
-
 /// An image that is in the store.
 ///
 /// # Errors

@@ -16,6 +16,11 @@ pub fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Opt
         .map(|(_, word)| word)
 }
 
+/// The sentence `Did you mean X?`, or nothing where no known word is near.
+pub fn did_you_mean<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    nearest(typed, known).map(|word| format!("Did you mean {word}?"))
+}
+
 /// How far a word is from what was typed; `None` when too far.
 fn rank(typed: &str, word: &str) -> Option<usize> {
     let letters = typed.chars().count().max(word.chars().count());

@@ -16,7 +16,6 @@ pub mod lease;
 pub mod make;
 pub mod mind;
 pub mod names;
-pub mod nearest;
 pub mod operation;
 pub(crate) mod planted;
 pub mod record;

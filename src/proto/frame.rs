@@ -171,11 +171,6 @@ pub fn encoded_json<T: serde::Serialize>(kind: Kind, value: &T) -> Vec<u8> {
     encoded(kind, &payload)
 }
 
-/// Cuts data into payloads of at most [`MAX_DATA`] bytes.
-pub fn chunks(data: &[u8]) -> impl Iterator<Item = &[u8]> {
-    data.chunks(MAX_DATA)
-}
-
 /// Turns bytes into frames, in any split.
 #[derive(Debug, Default)]
 pub struct Decoder {
@@ -232,11 +227,6 @@ impl Decoder {
         Err(FrameError::Truncated {
             missing: wanted.saturating_sub(rest.len()).max(1),
         })
-    }
-
-    /// Bytes received and not yet part of a returned frame.
-    pub fn pending(&self) -> usize {
-        self.buffer.len() - self.start
     }
 }
 

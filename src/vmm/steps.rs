@@ -81,15 +81,6 @@ impl Vmms {
         Ok(self.vmm_processes(vm)?.into_iter().next())
     }
 
-    /// Prepares what the first start of a VM with this kernel would wait for.
-    ///
-    /// # Errors
-    /// As for [`initrd::ensure`].
-    pub fn warm_up(&self, machine: &Machine) -> Result<(), Fault> {
-        self.clock(machine.kind);
-        self.initrd(machine).map(drop)
-    }
-
     /// Makes the vsock back end run and listen.
     pub fn ensure_vsock_backend(&self, vm: VmId) -> Result<(), Fault> {
         if self.probe_vsock_backend(vm)? == Presence::Present {

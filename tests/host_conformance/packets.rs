@@ -110,7 +110,7 @@ fn the_resolver_answers_a_guest_though_it_began_before_the_bridge() {
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 let names = Names::default();
-                names.set("dev".parse().unwrap(), address);
+                names.replace([("dev".parse().unwrap(), address)]);
                 let until_end = async {
                     let _ = ended.recv().await;
                 };

@@ -130,7 +130,8 @@ impl Dns {
     }
 
     /// The addresses of the UDP and the TCP socket.
-    pub fn addresses(&self) -> io::Result<(SocketAddr, SocketAddr)> {
+    #[cfg(test)]
+    fn addresses(&self) -> io::Result<(SocketAddr, SocketAddr)> {
         Ok((self.udp.local_addr()?, self.tcp.local_addr()?))
     }
 

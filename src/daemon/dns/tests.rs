@@ -31,7 +31,7 @@ fn start(resolv_conf: PathBuf, upstream_port: u16) -> Running {
             upstream_port,
         };
         let names = Names::default();
-        names.set("dev".parse().unwrap(), Ipv4Addr::new(127, 0, 0, 9));
+        names.replace([("dev".parse().unwrap(), Ipv4Addr::new(127, 0, 0, 9))]);
         let dns = Dns::bind(&place).unwrap();
         started.send(dns.addresses().unwrap()).unwrap();
         let until_end = async {

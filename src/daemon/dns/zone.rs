@@ -41,16 +41,6 @@ pub enum Verdict {
 }
 
 impl Names {
-    /// Adds a VM or changes its address.
-    pub fn set(&self, name: VmName, address: Ipv4Addr) {
-        self.0.borrow_mut().insert(name, address);
-    }
-
-    /// Removes a VM.
-    pub fn remove(&self, name: &VmName) {
-        self.0.borrow_mut().remove(name);
-    }
-
     /// Puts these VMs in place of all that were there.
     pub fn replace(&self, all: impl IntoIterator<Item = (VmName, Ipv4Addr)>) {
         *self.0.borrow_mut() = all.into_iter().collect();
@@ -193,7 +183,7 @@ mod tests {
 
     fn names() -> Names {
         let names = Names::default();
-        names.set("dev".parse().unwrap(), Ipv4Addr::new(172, 30, 0, 2));
+        names.replace([("dev".parse().unwrap(), Ipv4Addr::new(172, 30, 0, 2))]);
         names
     }
 

@@ -2,7 +2,7 @@
 
 use crate::failure::{Failure, FailureKind};
 use crate::model::ids::{ImageName, KernelName, VmId, VmName};
-use crate::plan::nearest::did_you_mean;
+use crate::model::nearest::did_you_mean;
 use crate::plan::request::PullKey;
 
 use super::Mind;

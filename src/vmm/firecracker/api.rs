@@ -135,10 +135,6 @@ pub struct Vsock {
 pub enum Action {
     /// Boots the guest.
     InstanceStart,
-    /// Writes the counters.
-    FlushMetrics,
-    /// Presses the keys; Debian reboots on them.
-    SendCtrlAltDel,
 }
 
 /// The state that a running machine is brought into.
