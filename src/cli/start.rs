@@ -26,13 +26,8 @@ use rustix::pipe::PipeFlags;
 use super::{client, render};
 use crate::failure::{Failure, FailureKind};
 use crate::host::layout::Layout;
-use crate::proto::reply::WireFailure;
+use crate::proto::reply::{READY_LINE, READY_VARIABLE, WireFailure};
 use crate::sys::session::{ControllingTerminal, lead_session};
-
-/// The variable that names the descriptor of the readiness pipe to the daemon.
-pub const READY_FD: &str = "BANGER_READY_FD";
-/// The line by which the daemon says that it listens.
-pub const READY_LINE: &str = "ready";
 
 /// Connects to the daemon, which is started if none listens.
 ///
@@ -158,7 +153,7 @@ fn spawn(log: &File, ready: &OwnedFd) -> io::Result<()> {
     let mut command = Command::new(program);
     command
         .arg0("bangerd")
-        .env(READY_FD, ready.as_raw_fd().to_string())
+        .env(READY_VARIABLE, ready.as_raw_fd().to_string())
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)

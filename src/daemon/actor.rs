@@ -49,8 +49,8 @@ pub struct Actor {
     shell: Shell,
     /// What was known when the daemon started, for `status`.
     about: About,
-    /// The client's own word for each request under way.
-    ops: HashMap<OpId, String>,
+    /// Who asks each request under way, with its own word for it.
+    ops: HashMap<OpId, (ClientId, String)>,
     next_op: u64,
     /// Clients that came before recovery had looked; `None` once it has.
     early: Option<Vec<(ClientId, Client)>>,
@@ -137,9 +137,12 @@ impl Actor {
     fn called(&mut self, client: ClientId, known: Client) -> Result<Flow, Failure> {
         let op = OpId(self.next_op);
         self.next_op += 1;
-        log::info!(op = known.op.as_str(), client = client.0; "{}", known.asked.word());
         let request = super::translate::request(&known.asked);
-        self.ops.insert(op, known.op.clone());
+        if request.is_none() {
+            // What the mind is asked it logs itself.
+            log::info!(op = known.op.as_str(); "asked to {}", known.asked.word());
+        }
+        self.ops.insert(op, (client, known.op.clone()));
         self.shell.clients.insert(client, known);
         match request {
             Some(request) => self.hear(Event::Request {
@@ -157,10 +160,7 @@ impl Actor {
 
     fn hear(&mut self, event: Event) -> Result<Flow, Failure> {
         if let Event::ClientGone { client } = &event {
-            self.shell.clients.remove(client);
-            if let Some(early) = &mut self.early {
-                early.retain(|(waiting, _)| waiting != client);
-            }
+            self.forget_client(*client);
         }
         let recovered = matches!(event, Event::Recovered { .. });
         if let Event::VmmExited { vm, .. } = &event {
@@ -189,6 +189,16 @@ impl Actor {
             self.let_early_clients_in()
         } else {
             Ok(Flow::On)
+        }
+    }
+
+    /// The mind gives a client that has gone no answer, so nothing else would end its
+    /// request here.
+    fn forget_client(&mut self, gone: ClientId) {
+        self.shell.clients.remove(&gone);
+        self.ops.retain(|_, (client, _)| *client != gone);
+        if let Some(early) = &mut self.early {
+            early.retain(|(waiting, _)| *waiting != gone);
         }
     }
 
@@ -233,7 +243,7 @@ impl Actor {
     fn log(&self, vm: Option<VmId>, op: Option<OpId>, text: &str) {
         let op = op
             .and_then(|op| self.ops.get(&op))
-            .map_or("", String::as_str);
+            .map_or("", |(_, word)| word.as_str());
         match (vm, op) {
             (Some(vm), "") => log::info!(vm:%; "{text}"),
             (Some(vm), op) => log::info!(vm:%, op; "{text}"),
@@ -269,7 +279,7 @@ impl Actor {
     }
 
     fn reply(&mut self, client: ClientId, op: OpId, reply: MindReply) {
-        let word = self.ops.remove(&op).unwrap_or_default();
+        let (_, word) = self.ops.remove(&op).unwrap_or((client, String::new()));
         if let MindReply::Failed(failure) = &reply {
             log::warn!(op = word.as_str(); "failed: {failure}");
         } else {

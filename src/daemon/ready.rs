@@ -8,33 +8,26 @@ use std::fs::File;
 use std::io::Write;
 
 use crate::failure::Failure;
-use crate::proto::reply::WireFailure;
-
-/// The variable that names the descriptor.
-pub const VARIABLE: &str = "BANGER_READY_FD";
+use crate::proto::reply::{READY_LINE, READY_VARIABLE, WireFailure};
+use crate::sys::descriptors::take_inherited;
 
 /// The pipe to the starter, where there is one.
 pub struct Ready(Option<File>);
 
 impl Ready {
-    /// Opens the pipe that the environment names. It is opened anew through /proc, so
-    /// that the number in the environment needs no trust.
+    /// Takes the pipe that the environment names. Whoever reads it sees its end when we
+    /// do: no program that we start inherits it.
     pub fn from_environment() -> Ready {
-        let number = std::env::var(VARIABLE)
+        let number = std::env::var(READY_VARIABLE)
             .ok()
-            .and_then(|text| text.parse::<u32>().ok());
-        let file = number.and_then(|number| {
-            File::options()
-                .write(true)
-                .open(format!("/proc/self/fd/{number}"))
-                .ok()
-        });
-        Ready(file)
+            .and_then(|text| text.parse().ok());
+        let pipe = number.and_then(|number| take_inherited(number).ok());
+        Ready(pipe.map(File::from))
     }
 
     /// Says that the daemon listens.
     pub fn listening(self) {
-        self.say("ready".to_owned());
+        self.say(READY_LINE.to_owned());
     }
 
     /// Says why it does not.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smol::channel::Sender;
+use smol::future::{self, FutureExt};
 use smol::{LocalExecutor, Timer};
 
 use super::clients::Input;
@@ -91,12 +92,21 @@ impl Shell {
             return task.detach();
         }
         let host = self.host.clone();
+        let kind = step.kind();
         let task = self.executor.spawn(async move {
             let work = smol::unblock(move || match verb {
                 Verb::Ensure => host.ensure(&step),
                 Verb::Absent => host.absent(&step),
             });
-            let result = work.await;
+            // Each step bounds its own waits. One that is late all the same (a disk that
+            // hangs) is waited for: given up, it could still take effect after `absent`
+            // has looked. That the VM is held up by it must be seen.
+            let late = async {
+                Timer::after(Duration::from_millis(deadline_ms)).await;
+                log::error!(vm:%; "{verb:?} {}: not done after {deadline_ms} ms", kind.word());
+                future::pending().await
+            };
+            let result = work.or(late).await;
             let _ = inbox
                 .send(Input::Event(Event::StepDone { vm, token, result }))
                 .await;

@@ -4,6 +4,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::{Failure, FailureKind};
 
+/// The variable that names to a new daemon the pipe on which its starter waits.
+pub const READY_VARIABLE: &str = "BANGER_READY_FD";
+/// The line on that pipe that says that the socket listens; any other is a
+/// [`WireFailure`].
+pub const READY_LINE: &str = "ready";
+
 /// One line of the daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

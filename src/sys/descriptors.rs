@@ -1,8 +1,33 @@
-//! What a program inherits: closes every descriptor that was not meant for it.
+//! What a program inherits: takes the descriptor that was meant for it, closes those
+//! that were not.
 
 use std::fs;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use rustix::io::FdFlags;
+
+/// Takes ownership of a descriptor that whoever started this process left open for it
+/// under this number, and keeps it from the programs that this process starts.
+///
+/// # Errors
+/// `EBADF`: nothing of that number was inherited. What this process opened itself is
+/// told apart by its close-on-exec flag, which no inherited descriptor has and every one
+/// that Rust's library or rustix's `CLOEXEC` opens has.
+pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
+    if number <= 2 || fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_err() {
+        return Err(rustix::io::Errno::BADF.into());
+    }
+    // SAFETY: open, as just seen, and borrowed only until the next lines.
+    let seen = unsafe { BorrowedFd::borrow_raw(number) };
+    if rustix::io::fcntl_getfd(seen.as_fd())?.contains(FdFlags::CLOEXEC) {
+        return Err(rustix::io::Errno::BADF.into());
+    }
+    rustix::io::fcntl_setfd(seen, FdFlags::CLOEXEC)?;
+    // SAFETY: inherited, so no value in this process owns it; a second call for the same
+    // number fails on the flag that was just set.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
 
 /// Closes all descriptors of this process but 0, 1, 2 and those in `keep`.
 ///
@@ -24,4 +49,30 @@ pub fn close_all_but(keep: &[RawFd]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn inherited_descriptor_is_taken_once_and_not_passed_on() {
+        let (_reader, writer) = rustix::pipe::pipe().unwrap();
+        let number = std::os::fd::IntoRawFd::into_raw_fd(writer);
+        let taken = take_inherited(number).unwrap();
+        let flags = rustix::io::fcntl_getfd(&taken).unwrap();
+        assert!(flags.contains(FdFlags::CLOEXEC));
+        assert!(take_inherited(number).is_err());
+    }
+
+    #[test]
+    fn what_we_opened_ourselves_and_what_is_not_open_are_refused() {
+        let file = fs::File::open("/dev/null").unwrap();
+        assert!(take_inherited(file.as_raw_fd()).is_err());
+        assert!(take_inherited(1).is_err());
+        assert!(take_inherited(1_000_000).is_err());
+        assert!(take_inherited(-1).is_err());
+    }
 }

@@ -279,13 +279,9 @@ impl Mind {
             (work.operation.next(), &result),
             (Some(Effect::Ensure(Step::Vmm { .. })), Ok(()))
         );
-        let failed = result.as_ref().err().map(ToString::to_string);
         work.operation.report(result);
         if flight.slot == Slot::Taken {
             self.steps_under_way -= 1;
-        }
-        if let Some(failed) = failed {
-            self.log(Some(id), None, format!("step failed: {failed}"));
         }
         if made_vmm {
             self.watch(id);
