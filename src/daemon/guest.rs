@@ -139,7 +139,7 @@ fn ready(init: String, phases: Vec<(String, u64)>, warnings: Vec<String>) -> Gue
 }
 
 /// A guest's text made fit for a terminal: no control characters, bounded.
-fn words(text: &str) -> String {
+pub fn words(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .take(WORDS_LIMIT)

@@ -3,8 +3,11 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -21,6 +24,9 @@ use crate::plan::record::BootReport;
 use crate::plan::step::{Fault, FaultKind};
 use crate::proto::agent::CONTROL_PORT;
 use crate::proto::guest::GuestConfig;
+
+/// Bytes of the console that are looked at when a VMM has ended.
+const LAST_WORDS: u64 = 4096;
 
 /// How a booting guest is told who it is; asked when it calls.
 pub type Configure = Rc<dyn Fn() -> GuestConfig>;
@@ -126,10 +132,11 @@ impl Guests {
     /// Says when the process behind this descriptor has ended.
     pub fn watch(&self, vm: VmId, run: RunToken, process: Option<OwnedFd>) {
         let inbox = self.inbox.clone();
+        let console = self.layout.console_log(vm);
         let watching = async move {
             let reason = match process.map(Async::new) {
                 Some(Ok(process)) => match process.readable().await {
-                    Ok(()) => "its VMM ended".to_owned(),
+                    Ok(()) => last_words(&console),
                     Err(error) => format!("its VMM cannot be watched: {error}"),
                 },
                 Some(Err(error)) => format!("its VMM cannot be watched: {error}"),
@@ -140,6 +147,31 @@ impl Guests {
         };
         self.executor.spawn(watching).detach();
     }
+}
+
+/// Why a VMM ended, as far as its guest's console tells. `/init` and the agent write a
+/// line before they switch off; the kernel says that it powers down.
+fn last_words(console: &Path) -> String {
+    let lines = end_of(console).unwrap_or_default();
+    let lines = String::from_utf8_lossy(&lines);
+    let said = |words: &str| lines.lines().rev().find_map(|line| line.split_once(words));
+    if let Some((_, why)) = said("banger: this guest cannot go on and switches off: ") {
+        return format!("the guest could not go on: {}", guest::words(why));
+    }
+    match said("reboot: Power down").or(said("reboot: Restarting system")) {
+        Some(_) => "the guest powered off".to_owned(),
+        None => "its VMM ended while the guest ran".to_owned(),
+    }
+}
+
+/// The last bytes of a file.
+fn end_of(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS)))?;
+    let mut bytes = Vec::new();
+    file.take(LAST_WORDS).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Serves a guest's calls one after the other. Only the first `ready` counts for the
@@ -185,5 +217,37 @@ async fn hear(
             }
             Err(failure) => log::warn!(vm:%; "{failure}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason(console: &str) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("console.log");
+        std::fs::write(&path, console).unwrap();
+        last_words(&path)
+    }
+
+    #[test]
+    fn the_console_tells_why_a_guest_ended() {
+        let gave_up = "[ 0.7] banger: this guest cannot go on and switches off: load overlay: no\n\
+                       [ 0.8] reboot: Power down\n";
+        assert_eq!(
+            reason(gave_up),
+            "the guest could not go on: load overlay: no"
+        );
+        assert_eq!(
+            reason("[ 9.1] reboot: Power down\n"),
+            "the guest powered off"
+        );
+        let cut = format!("{}login: ", "x".repeat(9000));
+        assert_eq!(reason(&cut), "its VMM ended while the guest ran");
+        assert_eq!(
+            last_words(Path::new("/none")),
+            "its VMM ended while the guest ran"
+        );
     }
 }
