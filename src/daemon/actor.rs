@@ -163,8 +163,8 @@ impl Actor {
             self.forget_client(*client);
         }
         let recovered = matches!(event, Event::Recovered { .. });
-        if let Event::VmmExited { vm, .. } = &event {
-            self.shell.pids.remove(vm);
+        if let Event::VmmExited { vm, run, .. } = &event {
+            self.shell.forget_pid(*vm, *run);
         }
         if let Event::StepDone { vm, token, result } = &event {
             self.shell.waits.remove(token);

@@ -60,8 +60,8 @@ pub struct Shell {
     pub clients: HashMap<ClientId, Client>,
     /// The channels by which waits of running steps are cancelled.
     pub waits: HashMap<StepToken, Sender<()>>,
-    /// Process ids of VMMs, for people.
-    pub pids: HashMap<VmId, u32>,
+    /// Process ids of VMMs with the run that they carry, for people.
+    pub pids: HashMap<VmId, (RunToken, u32)>,
 }
 
 impl Shell {
@@ -267,13 +267,19 @@ impl Shell {
         }
     }
 
-    /// Finds out which VMs have a live VMM.
-    pub fn find_vmms(&self, vms: Vec<VmId>) {
+    /// Finds out which VMs have a live VMM, and puts back under those what is named.
+    pub fn find_vmms(&self, vms: Vec<(VmId, Vec<Step>)>) {
         let (host, inbox) = (self.host.clone(), self.inbox.clone());
         let task = self.executor.spawn(async move {
             let alive = smol::unblock(move || {
-                let lives = |vm: &VmId| matches!(host.real().vmms().watch(*vm), Ok(Some(_)));
-                vms.into_iter().filter(lives).collect::<BTreeSet<_>>()
+                let lives = |vm: VmId| matches!(host.real().vmms().watch(vm), Ok(Some(_)));
+                vms.into_iter()
+                    .filter(|(vm, _)| lives(*vm))
+                    .map(|(vm, mend)| {
+                        put_back(&host, &mend);
+                        vm
+                    })
+                    .collect::<BTreeSet<_>>()
             });
             let alive = alive.await;
             let _ = inbox.send(Input::Event(Event::Recovered { alive })).await;
@@ -291,7 +297,7 @@ impl Shell {
             }
         };
         match &process {
-            Some(process) => self.pids.insert(vm, process.pid()),
+            Some(process) => self.pids.insert(vm, (run, process.pid())),
             None => self.pids.remove(&vm),
         };
         self.guests.watch(
@@ -303,6 +309,22 @@ impl Shell {
 
     /// The process id of a VM's VMM, while it is watched.
     pub fn pid(&self, vm: VmId) -> Option<u32> {
-        self.pids.get(&vm).copied()
+        self.pids.get(&vm).map(|(_, pid)| *pid)
+    }
+
+    /// Forgets the process id of a run that has ended; the next one may have begun.
+    pub fn forget_pid(&mut self, vm: VmId, run: RunToken) {
+        if self.pids.get(&vm).is_some_and(|(of, _)| *of == run) {
+            self.pids.remove(&vm);
+        }
+    }
+}
+
+/// A VM whose step cannot be put back runs on as it is: why is in the log.
+fn put_back(host: &Hands, steps: &[Step]) {
+    for step in steps {
+        if let Err(fault) = host.ensure(step) {
+            log::error!(vm:% = step.vm(); "put back {}: {fault}", step.kind().word());
+        }
     }
 }

@@ -145,8 +145,9 @@ pub enum Action {
     /// Kill what helper programs of an earlier daemon still run, and wait until none
     /// does, before anything that follows.
     KillHelpers,
-    /// Find out which of these VMs have a live VMM; answer with `Recovered`.
-    FindVmms(Vec<VmId>),
+    /// Find out which of these VMs have a live VMM, and ensure the steps named for those
+    /// that do; answer with `Recovered`. Nothing else is under way until then.
+    FindVmms(Vec<(VmId, Vec<Step>)>),
     /// Do this step off the loop; answer with `StepDone`, at the deadline at the latest.
     RunStep {
         /// Of which VM.

@@ -1,5 +1,7 @@
 //! The daemon's shell: performs the mind's actions in order, upon the modelled world.
 
+use std::collections::BTreeSet;
+
 use crate::model::ids::VmId;
 use crate::model::vm::Phase;
 use crate::plan::event::{Action, Event, RunToken};
@@ -17,11 +19,18 @@ impl Run {
         match action {
             Action::Save(changes) => self.save(changes),
             Action::KillHelpers => self.world.helpers.clear(),
-            Action::FindVmms(ids) => {
-                let alive = ids
-                    .into_iter()
-                    .filter(|vm| self.world.is_alive(*vm))
-                    .collect();
+            Action::FindVmms(asked) => {
+                let mut alive = BTreeSet::new();
+                for (vm, mend) in asked {
+                    if !self.world.is_alive(vm) {
+                        continue;
+                    }
+                    alive.insert(vm);
+                    for step in mend {
+                        // What cannot be put back is logged and changes nothing.
+                        let _unheard = self.world.ensure(&step);
+                    }
+                }
                 self.news.push_back(Event::Recovered { alive });
             }
             Action::RunStep {

@@ -72,7 +72,7 @@ impl World {
         }
     }
 
-    fn ensure(&mut self, step: &Step) -> Result<(), Fault> {
+    pub(super) fn ensure(&mut self, step: &Step) -> Result<(), Fault> {
         let vm = step.vm();
         let missing = needs(step).iter().find(|kind| !self.has(vm, **kind));
         if let Some(kind) = missing {

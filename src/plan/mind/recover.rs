@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | Creating, Deleting | any | delete |
 //! | Starting, Stopping | any | stop |
-//! | Running | alive | adopt: watch it again |
+//! | Running | alive | adopt: put its network rules back, watch it again |
 //! | Running | gone | stop |
 //! | Resetting | any | reset again |
 //! | Stuck | any | try once more what got stuck |
@@ -22,9 +22,20 @@ use crate::plan::event::{Action, RunToken};
 use crate::plan::make;
 use crate::plan::planted::{Bug, planted};
 use crate::plan::record::{Loaded, Removal, Stuck, Unreadable, VmRecord};
+use crate::plan::step::{Step, StepKind};
 
 use super::work::Then;
 use super::{Life, Mind, Vm};
+
+/// What a running VM has that others can take away and that can be put back under it:
+/// a flushed firewall, rules of an older text.
+fn mendable(record: &VmRecord) -> Vec<Step> {
+    let steps = record.run_plan.iter();
+    steps
+        .filter(|step| step.kind() == StepKind::NetRules)
+        .cloned()
+        .collect()
+}
 
 impl Mind {
     pub(super) fn remember(&mut self, loaded: Loaded) {
@@ -108,8 +119,8 @@ impl Mind {
             .vms
             .values()
             .filter(|vm| vm.record.phase == Phase::Running);
-        let ids = running.map(|vm| vm.record.id).collect();
-        self.out.push(Action::FindVmms(ids));
+        let asked = running.map(|vm| (vm.record.id, mendable(&vm.record)));
+        self.out.push(Action::FindVmms(asked.collect()));
     }
 
     pub(super) fn recovered(&mut self, alive: &BTreeSet<VmId>) {

@@ -18,7 +18,7 @@ use crate::plan::record::{Loaded, Removal, RowChange, VmRecord};
 use crate::plan::request::{AfterCreate, CreateRequest, Force, PullKey, Reply, Request};
 use crate::plan::request::{ClientId, OpId};
 use crate::plan::retry::Verb;
-use crate::plan::step::{Fault, FaultKind, StepKind};
+use crate::plan::step::{Fault, FaultKind, Step, StepKind};
 
 use super::Mind;
 

@@ -177,6 +177,25 @@ fn running_vm_is_deleted_only_with_force() {
 }
 
 #[test]
+fn running_vms_get_their_network_rules_back_before_they_are_adopted() {
+    let mut desk = Desk::new(stocked());
+    desk.ask(1, create("dev", Removal::Keep));
+    let vm = desk.vms().remove(0);
+    let loaded = Loaded {
+        vms: vec![vm.clone()],
+        ..stocked()
+    };
+    let desk = Desk::with_alive(loaded, BTreeSet::from([vm.id]));
+    let asked = desk.others.iter().find_map(|action| match action {
+        Action::FindVmms(asked) => asked.first(),
+        _ => None,
+    });
+    let (asked, mend) = asked.expect("it was running");
+    let kinds: Vec<StepKind> = mend.iter().map(Step::kind).collect();
+    assert_eq!((*asked, kinds), (vm.id, vec![StepKind::NetRules]));
+}
+
+#[test]
 fn crash_with_a_running_vm_adopts_it_and_its_later_exit_is_noticed() {
     let mut desk = Desk::new(stocked());
     desk.ask(1, create("dev", Removal::Keep));
