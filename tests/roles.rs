@@ -2,7 +2,7 @@
 
 mod support;
 
-use support::{binary, skip};
+use support::{Banger, binary, skip};
 
 #[test]
 fn binary_wants_no_loader_and_no_library() {
@@ -24,4 +24,20 @@ fn binary_wants_no_loader_and_no_library() {
     assert!(text.contains("DYN (Position-Independent"), "{text}");
     assert!(!text.contains("INTERP"), "{text}");
     assert!(!text.contains("NEEDED"), "{text}");
+}
+#[test]
+fn version_is_one_line_under_every_spelling() {
+    let banger = Banger::new();
+    let line = banger.ok(&["--version"]);
+    assert!(line.contains(env!("CARGO_PKG_VERSION")), "{line}");
+    assert_eq!(line.lines().count(), 1, "{line}");
+    assert!(banger.ok(&["version"]).contains(env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn unknown_command_is_a_usage_error_on_standard_error() {
+    let ran = Banger::new().run(&["frobnicate"]);
+    assert_eq!(ran.code(), Some(2), "{ran:?}");
+    assert_eq!(ran.text(), "");
+    assert!(ran.error().contains("frobnicate"), "{ran:?}");
 }

@@ -1,0 +1,127 @@
+//! End to end: the daemon dies by SIGKILL, at rest and in the middle of everything.
+//! VMs live on and are adopted; what was half done is brought to rest; nothing leaks.
+
+mod support;
+
+use std::path::Path;
+
+use support::census::Census;
+use support::events::{ask_until, wait_for_folder};
+use support::{Banger, DEADLINE};
+
+const IMAGE: &str = "debian-minimal";
+
+/// Phases that a VM may stay in.
+fn at_rest(phase: &str) -> bool {
+    ["created", "running", "stopped"].contains(&phase)
+}
+
+/// Asks until every VM rests; their phases.
+fn rest(banger: &Banger) -> Vec<String> {
+    let phases = || -> Vec<String> {
+        let list = banger.json(&["vm", "list"]);
+        let vms = list.as_array().cloned();
+        let vms = vms.expect("a list of VMs").into_iter();
+        vms.map(|vm| vm["phase"].as_str().unwrap_or_default().to_owned())
+            .collect()
+    };
+    ask_until(phases, |phases| phases.iter().all(|phase| at_rest(phase)))
+}
+
+fn has_an_entry(folder: &Path) -> bool {
+    folder
+        .read_dir()
+        .is_ok_and(|mut entries| entries.next().is_some())
+}
+
+#[test]
+fn daemon_killed_with_a_vm_running_is_replaced_and_adopts_it() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.boot("a");
+    let boot_id = banger.exec("a", &["cat", "/proc/sys/kernel/random/boot_id"]);
+    let session = banger.start(&[
+        "vm",
+        "exec",
+        "a",
+        "--",
+        "sh",
+        "-c",
+        "echo on; read word; echo $word",
+    ]);
+    session.wait_for_output("on");
+    session.signal(rustix::process::Signal::CONT);
+
+    banger.kill_daemon();
+
+    assert_eq!(
+        banger.exec("a", &["cat", "/proc/sys/kernel/random/boot_id"]),
+        boot_id
+    );
+    assert_eq!(banger.phase("a"), "running");
+    // Its input is empty, so the read ends: over a connection that the daemon never held.
+    let ran = session.finish(DEADLINE);
+    assert_eq!(ran.text().trim(), "", "{ran:?}");
+    banger.ok(&["vm", "stop", "a"]);
+    assert_eq!(banger.phase("a"), "stopped");
+}
+
+#[test]
+fn daemon_killed_during_a_start_leaves_nothing_over() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.ok(&["vm", "run", "--rm", "--image", IMAGE, "--", "true"]);
+    let before = Census::take(&banger);
+    let vms = banger.state().join("vms");
+    let runs = banger.runtime().join("vms");
+    // The moments: the first disk object, the first object of the run, the VMM's socket.
+    let moments: [&dyn Fn(); 3] = [
+        &|| wait_for_folder(&vms, has_an_entry),
+        &|| wait_for_folder(&runs, has_an_entry),
+        &|| {
+            wait_for_folder(&runs, has_an_entry);
+            let run = runs.read_dir().unwrap().next().unwrap().unwrap().path();
+            wait_for_folder(&run, |run| run.join("vmm.sock").exists());
+        },
+    ];
+    for (n, moment) in moments.iter().enumerate() {
+        let name = format!("v{n}");
+        let client = banger.start(&["vm", "run", "-d", "--name", &name, "--image", IMAGE]);
+        moment();
+        banger.kill_daemon();
+        client.finish(DEADLINE);
+
+        rest(&banger);
+        banger.run(&["vm", "delete", &name]);
+        assert_eq!(
+            before.changes(&Census::take(&banger)),
+            [""; 0],
+            "moment {n}"
+        );
+    }
+}
+
+#[test]
+fn daemon_killed_during_stop_and_delete_finishes_them_later() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.ok(&["vm", "run", "--rm", "--image", IMAGE, "--", "true"]);
+    let before = Census::take(&banger);
+    banger.boot("a");
+    let only_entry = |folder: &Path| folder.read_dir().unwrap().next().unwrap().unwrap().path();
+    let run = only_entry(&banger.runtime().join("vms"));
+    let disks = only_entry(&banger.state().join("vms"));
+
+    let client = banger.start(&["vm", "stop", "a"]);
+    wait_for_folder(&run, |run| !run.join("vmm.sock").exists());
+    banger.kill_daemon();
+    client.finish(DEADLINE);
+    assert_eq!(rest(&banger), ["stopped"]);
+
+    let client = banger.start(&["vm", "delete", "a"]);
+    wait_for_folder(&disks, |disks| !disks.join("work.ext4").exists());
+    if let Some(daemon) = banger.daemon() {
+        support::events::kill_and_wait(daemon);
+    }
+    client.finish(DEADLINE);
+    rest(&banger);
+    banger.run(&["vm", "delete", "a"]);
+    assert_eq!(before.changes(&Census::take(&banger)), [""; 0]);
+}

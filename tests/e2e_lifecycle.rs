@@ -1,0 +1,101 @@
+//! End to end: a VM's life. Stop, start, reset, several at once, and a VMM that dies.
+
+mod support;
+
+use support::Banger;
+use support::census::Census;
+use support::events::{ask_until, kill_and_wait};
+
+const IMAGE: &str = "debian-minimal";
+
+#[test]
+fn stop_and_start_keep_every_file_and_reset_keeps_the_work_disk() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.boot("a");
+    // Not synced on purpose: a stop must write back what the guest has in memory.
+    banger.exec(
+        "a",
+        &["sh", "-c", "echo root > /etc/mark; echo work > /root/mark"],
+    );
+
+    banger.ok(&["vm", "stop", "a"]);
+    assert_eq!(banger.phase("a"), "stopped");
+    banger.ok(&["vm", "start", "a"]);
+    assert_eq!(
+        banger.exec("a", &["cat", "/etc/mark", "/root/mark"]),
+        "root\nwork"
+    );
+
+    banger.ok(&["vm", "stop", "a"]);
+    banger.ok(&["vm", "reset", "a"]);
+    banger.ok(&["vm", "start", "a"]);
+    assert_eq!(banger.exec("a", &["cat", "/root/mark"]), "work");
+    let ran = banger.run(&["vm", "exec", "a", "--", "test", "-e", "/etc/mark"]);
+    assert_eq!(ran.code(), Some(1), "{ran:?}");
+}
+
+#[test]
+fn restart_boots_the_guest_again() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.boot("a");
+    let boot_id = || banger.exec("a", &["cat", "/proc/sys/kernel/random/boot_id"]);
+    let first = boot_id();
+    banger.ok(&["vm", "restart", "a"]);
+    assert_ne!(boot_id(), first);
+}
+
+#[test]
+fn several_vms_are_handled_though_one_is_unknown() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.boot("a");
+    banger.boot("b");
+    let ran = banger.run(&["vm", "stop", "a", "nobody", "b"]);
+    assert_ne!(ran.code(), Some(0), "{ran:?}");
+    assert!(ran.error().contains("nobody"), "{ran:?}");
+    assert_eq!(
+        (banger.phase("a"), banger.phase("b")),
+        ("stopped".into(), "stopped".into())
+    );
+}
+
+#[test]
+fn delete_leaves_nothing_on_the_host() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.ok(&["vm", "run", "--rm", "--image", IMAGE, "--", "true"]);
+    let before = Census::take(&banger);
+    banger.boot("a");
+    banger.boot("b");
+    banger.ok(&["vm", "stop", "a"]);
+    banger.ok(&["vm", "delete", "a"]);
+    banger.ok(&["vm", "kill", "b"]);
+    banger.ok(&["vm", "delete", "b"]);
+    assert_eq!(before.changes(&Census::take(&banger)), [""; 0]);
+}
+
+#[test]
+fn vmm_that_dies_makes_its_vm_stopped_with_the_reason() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.boot("a");
+    let view = banger.json(&["vm", "show", "a"]);
+    let pid = view["pid"].as_u64().expect("a running VM has a VMM");
+
+    kill_and_wait(u32::try_from(pid).unwrap());
+
+    ask_until(|| banger.phase("a"), |phase| phase == "stopped");
+    let view = banger.json(&["vm", "show", "a"]);
+    assert!(
+        view["reason"].as_str().is_some_and(|why| !why.is_empty()),
+        "{view}"
+    );
+    banger.ok(&["vm", "start", "a"]);
+    assert_eq!(banger.exec("a", &["echo", "back"]), "back");
+}
+
+#[test]
+fn guest_that_powers_off_is_stopped() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.boot("a");
+    // The agent is process 1 here: SIGTERM is its order to power off.
+    banger.run(&["vm", "exec", "a", "--", "sh", "-c", "kill -TERM 1"]);
+    ask_until(|| banger.phase("a"), |phase| phase == "stopped");
+}

@@ -1,0 +1,216 @@
+//! End to end: commands in real guests. Statuses, streams, environment, and what
+//! `--rm` leaves behind.
+
+mod support;
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use sha2::{Digest, Sha256};
+use support::census::Census;
+use support::events::{ask_until, wait_for_folder};
+use support::running::Running;
+use support::{Banger, DEADLINE};
+
+const IMAGE: &str = "debian-minimal";
+
+fn sha256(bytes: &[u8]) -> String {
+    let digest = Sha256::digest(bytes);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn run_rm_prints_the_guests_kernel_and_leaves_nothing() {
+    let banger = Banger::with_images(&[IMAGE]);
+    // The bridge and the table stay for the next VM; so the first one comes before.
+    banger.ok(&["vm", "run", "--rm", "--image", IMAGE, "--", "true"]);
+    let before = Census::take(&banger);
+
+    let guest = banger.ok(&["vm", "run", "--rm", "--image", IMAGE, "--", "uname", "-r"]);
+
+    let host = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    assert_ne!(guest, host.trim());
+    assert!(guest.starts_with("6."), "{guest}");
+    assert_eq!(before.changes(&Census::take(&banger)), [""; 0]);
+    assert_eq!(banger.ok(&["vm", "list", "--quiet"]), "");
+}
+
+#[test]
+fn run_rm_with_a_failing_command_gives_its_status_and_leaves_nothing() {
+    let banger = Banger::with_images(&[IMAGE]);
+    let ran = banger.run(&[
+        "vm", "run", "--rm", "--image", IMAGE, "--", "sh", "-c", "exit 42",
+    ]);
+    assert_eq!(ran.code(), Some(42), "{ran:?}");
+    assert_eq!(banger.ok(&["vm", "list", "--quiet"]), "");
+}
+
+#[test]
+fn run_rm_whose_client_is_killed_is_deleted_all_the_same() {
+    let banger = Banger::with_images(&[IMAGE]);
+    let client = banger.start(&[
+        "vm",
+        "run",
+        "--rm",
+        "--name",
+        "gone",
+        "--image",
+        IMAGE,
+        "--",
+        "sh",
+        "-c",
+        "echo up; exec sleep 1000",
+    ]);
+    client.wait_for_output("up");
+
+    client.signal(Signal::KILL);
+    client.finish(DEADLINE);
+
+    wait_for_folder(&banger.state().join("vms"), |folder| {
+        folder.read_dir().is_ok_and(|mut vms| vms.next().is_none())
+    });
+    let names = ask_until(|| banger.ok(&["vm", "list", "--quiet"]), String::is_empty);
+    assert_eq!(names, "");
+}
+
+#[test]
+fn exec_passes_the_commands_status_through() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.boot("a");
+    let status = |command: &[&str]| {
+        let ran = banger.run(&[&["vm", "exec", "a", "--"], command].concat());
+        ran.code().unwrap_or_else(|| panic!("{ran:?}"))
+    };
+    assert_eq!(status(&["true"]), 0);
+    assert_eq!(status(&["sh", "-c", "exit 42"]), 42);
+    assert_eq!(status(&["sh", "-c", "kill -9 $$"]), 137);
+    assert_eq!(status(&["sh", "-c", "kill -15 $$"]), 143);
+    assert_eq!(status(&["no-such-program"]), 127);
+    assert_eq!(status(&["/etc/passwd"]), 126);
+}
+
+#[test]
+fn exec_in_an_unknown_vm_is_a_failure_of_ours_that_names_it() {
+    let banger = Banger::with_images(&[IMAGE]);
+    let ran = banger.run(&["vm", "exec", "nobody", "--", "true"]);
+    assert_eq!(ran.code(), Some(125), "{ran:?}");
+    assert!(ran.error().contains("nobody"), "{ran:?}");
+    assert_eq!(ran.text(), "");
+}
+
+#[test]
+fn exec_keeps_streams_apart_and_bytes_as_they_are() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.boot("a");
+
+    let ran = banger.run(&[
+        "vm",
+        "exec",
+        "a",
+        "--",
+        "sh",
+        "-c",
+        "echo out; echo err >&2",
+    ]);
+    assert_eq!(
+        (ran.text().as_str(), ran.error().as_str()),
+        ("out\n", "err\n")
+    );
+
+    let every_byte: Vec<u8> = (0..=255).collect();
+    let ran = banger.run_with_input(&["vm", "exec", "a", "--", "cat"], every_byte.clone());
+    assert_eq!(ran.stdout, every_byte);
+
+    // Arguments travel as a list: nothing splits or expands them.
+    let odd = ["a b", "$HOME", "", "'\"", "*", "ä\n"];
+    let ran = banger.run(&[&["vm", "exec", "a", "--", "printf", "%s|"], odd.as_slice()].concat());
+    assert_eq!(ran.text(), odd.map(|word| format!("{word}|")).concat());
+}
+
+#[test]
+fn exec_brings_64_mib_there_and_back_unchanged() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.boot("a");
+    let block: Vec<u8> = (0..=255u8).cycle().take(65_521).collect();
+    let sent: Vec<u8> = block.iter().copied().cycle().take(64 << 20).collect();
+    let ran = banger.run_with_input(&["vm", "exec", "a", "--", "cat"], sent.clone());
+    assert_eq!(ran.code(), Some(0), "{}", ran.error());
+    assert_eq!(ran.stdout.len(), sent.len());
+    assert_eq!(sha256(&ran.stdout), sha256(&sent));
+}
+
+#[test]
+fn exec_takes_environment_and_directory() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.boot("a");
+    let text = banger.ok(&[
+        "vm",
+        "exec",
+        "--env",
+        "WORD=two words",
+        "--workdir",
+        "/usr/share",
+        "a",
+        "--",
+        "sh",
+        "-c",
+        "echo \"$WORD\"; pwd",
+    ]);
+    assert_eq!(text, "two words\n/usr/share");
+    assert_eq!(banger.exec("a", &["pwd"]), "/root");
+}
+
+#[test]
+fn exec_of_a_command_that_leaves_a_child_returns_at_once() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.boot("a");
+    // The child holds all three pipes for an hour; the deadline is far below that.
+    let ran = banger.run(&[
+        "vm",
+        "exec",
+        "a",
+        "--",
+        "sh",
+        "-c",
+        "sleep 3600 & echo done",
+    ]);
+    assert_eq!(
+        (ran.code(), ran.text().as_str()),
+        (Some(0), "done\n"),
+        "{ran:?}"
+    );
+}
+
+#[test]
+fn ten_commands_at_once_keep_their_own_streams() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.boot("a");
+    let commands: Vec<Running> = (0..10)
+        .map(|n| {
+            let script = format!("read word; echo $word {n}; exit {n}");
+            let command = banger.command(&["vm", "exec", "a", "--", "sh", "-c", &script]);
+            Running::spawn(command, format!("hello{n}\n").into_bytes())
+        })
+        .collect();
+    for (n, command) in commands.into_iter().enumerate() {
+        let ran = command.finish(DEADLINE);
+        assert_eq!(ran.text(), format!("hello{n} {n}\n"), "{ran:?}");
+        assert_eq!(ran.code(), i32::try_from(n).ok(), "{ran:?}");
+    }
+}
+
+#[test]
+fn interrupt_reaches_the_guests_process_group() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.boot("a");
+    let script = "trap 'echo caught; exit 7' INT; echo ready; while :; do sleep 1; done";
+    let command = banger.start(&["vm", "exec", "a", "--", "sh", "-c", script]);
+    command.wait_for_output("ready");
+    command.signal(Signal::INT);
+    let ran = command.finish(Duration::from_secs(60));
+    assert_eq!(
+        (ran.code(), ran.text().as_str()),
+        (Some(7), "caught\n"),
+        "{ran:?}"
+    );
+}

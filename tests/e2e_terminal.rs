@@ -1,0 +1,79 @@
+//! End to end: a real terminal. Size, resize, Ctrl-C, job control, colours, UTF-8.
+
+mod support;
+
+use support::Banger;
+use support::terminal::Terminal;
+
+const IMAGE: &str = "debian-minimal";
+
+#[test]
+fn shell_has_a_terminal_of_the_callers_size_and_follows_it() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.boot("a");
+    let mut terminal = Terminal::start(&banger, &["vm", "shell", "a"], 120, 40);
+
+    terminal.type_in("echo size $(stty size) $TERM\n");
+    terminal.wait_for("size 40 120 xterm-256color");
+    terminal.type_in("trap 'echo new $(stty size)' WINCH; echo armed\n");
+    terminal.wait_for("\narmed");
+    terminal.resize(100, 30);
+    terminal.type_in("\n");
+    terminal.wait_for("new 30 100");
+
+    terminal.type_in("printf 'gr\\303\\274n %s\\n' ok\n");
+    terminal.wait_for("grün ok");
+    terminal.type_in("exit 3\n");
+    assert_eq!(terminal.finish(), Some(3));
+    assert_eq!(banger.phase("a"), "running");
+}
+
+#[test]
+fn control_characters_act_inside_the_guest() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.boot("a");
+    let mut terminal = Terminal::start(&banger, &["vm", "shell", "a"], 80, 24);
+
+    terminal.type_in("echo wa''iting; sleep 1000\n");
+    terminal.wait_for("waiting");
+    terminal.type_in("\x03");
+    terminal.type_in("echo interrupted $?\n");
+    terminal.wait_for("interrupted 130");
+
+    terminal.type_in("echo wa''iting; sleep 1000\n");
+    terminal.wait_for("waiting");
+    terminal.type_in("\x1a");
+    terminal.wait_for("Stopped");
+    terminal.type_in("kill %1; echo job $?\n");
+    terminal.wait_for("job 0");
+    terminal.type_in("\x04");
+    terminal.finish();
+}
+
+#[test]
+fn exec_allocates_a_terminal_when_both_ends_are_one() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.boot("a");
+    let mut terminal = Terminal::start(
+        &banger,
+        &[
+            "vm",
+            "exec",
+            "a",
+            "--",
+            "sh",
+            "-c",
+            "test -t 0 && test -t 1 && echo yes",
+        ],
+        80,
+        24,
+    );
+    terminal.wait_for("yes");
+    terminal.type_in("");
+    assert_eq!(terminal.finish(), Some(0));
+    // Not with pipes, unless it is forced.
+    let ran = banger.run(&["vm", "exec", "a", "--", "sh", "-c", "test -t 1"]);
+    assert_eq!(ran.code(), Some(1), "{ran:?}");
+    let ran = banger.run(&["vm", "exec", "-t", "a", "--", "sh", "-c", "test -t 1"]);
+    assert_eq!(ran.code(), Some(0), "{ran:?}");
+}

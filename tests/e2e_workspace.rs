@@ -1,0 +1,103 @@
+//! End to end: a git repository in the guest, and what is refused.
+
+mod support;
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use support::Banger;
+
+const IMAGE: &str = "debian-minimal";
+
+/// A repository with three commits, an uncommitted change, an untracked and an
+/// ignored file.
+fn repository(banger: &Banger) -> PathBuf {
+    let folder = banger.home().join("project");
+    std::fs::create_dir(&folder).unwrap();
+    let git = |arguments: &[&str]| {
+        let mut command = Command::new("git");
+        command.args(["-c", "user.name=Ada", "-c", "user.email=ada@example.org"]);
+        command
+            .args(arguments)
+            .current_dir(&folder)
+            .env("HOME", banger.home());
+        let output = command.output().expect("git is installed");
+        assert!(output.status.success(), "git {arguments:?}: {output:?}");
+    };
+    let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).unwrap();
+    git(&["init", "-q", "-b", "work"]);
+    for n in 1..=3 {
+        write("tracked", &format!("{n}\n"));
+        write(".gitignore", "ignored\n");
+        git(&["add", "."]);
+        git(&["commit", "-q", "-m", &format!("commit {n}")]);
+    }
+    write("tracked", "changed\n");
+    write("untracked", "secret\n");
+    write("ignored", "built\n");
+    folder
+}
+
+#[test]
+fn run_with_a_path_brings_tracked_files_and_says_what_stayed_behind() {
+    let banger = Banger::with_images(&[IMAGE]);
+    let folder = repository(&banger);
+    let path = folder.to_str().unwrap();
+    let ran = banger.run(&[
+        "vm",
+        "run",
+        "--rm",
+        "--image",
+        IMAGE,
+        path,
+        "--",
+        "sh",
+        "-c",
+        "pwd; cat tracked; ls -A",
+    ]);
+    assert_eq!(ran.code(), Some(0), "{ran:?}");
+    assert_eq!(
+        ran.text(),
+        "/root/repo\nchanged\n.git\n.gitignore\ntracked\n",
+        "{ran:?}"
+    );
+    assert!(ran.error().contains("--include-untracked"), "{ran:?}");
+
+    let ran = banger.run(&[
+        "vm",
+        "run",
+        "--rm",
+        "--image",
+        IMAGE,
+        "--include-untracked",
+        path,
+        "--",
+        "ls",
+        "-A",
+    ]);
+    assert_eq!(
+        ran.text(),
+        ".git\n.gitignore\ntracked\nuntracked\n",
+        "{ran:?}"
+    );
+}
+
+#[test]
+fn paths_that_are_no_repository_are_refused_before_anything_is_made() {
+    let banger = Banger::with_images(&[IMAGE]);
+    let bare = banger.home().join("bare");
+    let made = Command::new("git")
+        .args(["init", "-q", "--bare"])
+        .arg(&bare)
+        .status();
+    assert!(made.unwrap().success());
+    let plain = banger.home().join("plain");
+    std::fs::create_dir(&plain).unwrap();
+    for folder in [bare, plain, banger.home().join("missing")] {
+        let path = folder.to_str().unwrap();
+        let ran = banger.run(&["vm", "run", "--rm", "--image", IMAGE, path, "--", "true"]);
+        assert_eq!(ran.code(), Some(125), "{ran:?}");
+        assert!(ran.error().contains(path), "{ran:?}");
+    }
+    assert_eq!(banger.ok(&["vm", "list", "--quiet"]), "");
+}
