@@ -15,8 +15,8 @@ fn shell_has_a_terminal_of_the_callers_size_and_follows_it() {
 
     terminal.type_in("echo size $(stty size) $TERM\n");
     terminal.wait_for("size 40 120 xterm-256color");
-    terminal.type_in("trap 'echo new $(stty size)' WINCH; echo armed\n");
-    terminal.wait_for("\narmed");
+    terminal.type_in("trap 'echo new $(stty size)' WINCH; echo arm''ed\n");
+    terminal.wait_for("armed\r\n");
     terminal.resize(100, 30);
     terminal.type_in("\n");
     terminal.wait_for("new 30 100");
@@ -34,18 +34,21 @@ fn control_characters_act_inside_the_guest() {
     banger.boot("a");
     let mut terminal = Terminal::start(&banger, &["vm", "shell", "a"], 80, 24);
 
-    terminal.type_in("echo wa''iting; sleep 1000\n");
+    // The job itself says when it is in the foreground; a key before that is the shell's.
+    let job = "sh -c 'echo wa\"\"iting; exec sleep 1000'\n";
+    terminal.type_in(job);
     terminal.wait_for("waiting");
     terminal.type_in("\x03");
     terminal.type_in("echo interrupted $?\n");
     terminal.wait_for("interrupted 130");
 
-    terminal.type_in("echo wa''iting; sleep 1000\n");
+    terminal.type_in(job);
     terminal.wait_for("waiting");
     terminal.type_in("\x1a");
     terminal.wait_for("Stopped");
     terminal.type_in("kill %1; echo job $?\n");
     terminal.wait_for("job 0");
+    terminal.wait_for("# ");
     terminal.type_in("\x04");
     terminal.finish();
 }

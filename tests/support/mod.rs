@@ -36,7 +36,7 @@ use running::{Ran, Running};
 use serde_json::Value;
 
 /// Long enough for a guest under emulation on a busy machine.
-pub const DEADLINE: Duration = Duration::from_secs(300);
+pub const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Says that a test was not run, and why; scripts/test.sh counts these lines.
 pub fn skip(name: &str, reason: &str) {

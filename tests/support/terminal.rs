@@ -7,9 +7,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
+use super::events::wait_readable;
 use super::{Banger, DEADLINE};
 
 /// A command on a terminal of its own.
@@ -97,13 +99,20 @@ impl Terminal {
         let seen = screen.lock().expect("no reader panics");
         let waited = grown.wait_timeout_while(seen, DEADLINE, |seen| !seen.contains(text));
         let (mut seen, late) = waited.expect("no reader panics");
-        assert!(!late.timed_out(), "no {text:?} on the screen: {seen}");
+        assert!(!late.timed_out(), "no {text:?} on the screen: {seen:?}");
         let end = seen.find(text).map_or(0, |at| at + text.len());
         seen.drain(..end);
     }
 
     /// Waits for the end; the exit code.
+    #[track_caller]
     pub fn finish(mut self) -> Option<i32> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        let process = pidfd_open(pid.expect("a child has an id"), PidfdFlags::empty());
+        let process = process.expect("a child that was not reaped has a pidfd");
+        let ended = wait_readable(&process, DEADLINE);
+        let screen = self.screen.0.lock().expect("no reader panics");
+        assert!(ended, "still running; on the screen: {screen:?}");
         self.child
             .wait()
             .expect("a child of ours can be reaped")
