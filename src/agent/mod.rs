@@ -11,7 +11,7 @@
 //! Reading order: [`init`] tells the whole boot; `cmdline`, `modules`, `device`,
 //! `root`, `copy`, `dial`, `config`, `place`, `net` and `link` are its pieces;
 //! `handover`, `unit` and `first` end it. [`server`] tells what a running guest does: `stream`,
-//! `exec` with `command`, `child` and `terminal`, `unpack`, `pack`, `power`, `clock`.
+//! `exec` with `command`, `child` and `terminal`, `unpack`, `power`, `clock`.
 //!
 //! Nothing here starts a program of the image to do its own work, waits by polling,
 //! or prints except on the guest's console.
@@ -38,7 +38,6 @@ mod init;
 mod link;
 mod modules;
 mod net;
-mod pack;
 mod place;
 mod power;
 mod record;

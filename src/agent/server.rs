@@ -3,7 +3,6 @@
 //! The host is trusted, its bytes are not: whatever is no frame, or no request of
 //! ours, ends that one stream. The first frame decides what the stream is for.
 
-use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,11 +18,10 @@ use super::exec::{self, Defaults};
 use super::power::{self, Off};
 use super::record::{self, uptime_ms};
 use super::stream::FrameStream;
-use super::{clock, console, dial, during, pack, unpack};
+use super::{clock, console, dial, during, unpack};
 use crate::failure::Failure;
 use crate::proto::agent::{
     AGENT_PORT, AGENT_VERSION, AgentCall, AgentFailure, AgentFailureKind, AgentRequest, Done, Exec,
-    Pong,
 };
 use crate::proto::frame::{Frame, Kind};
 use crate::proto::guest::BootRecord;
@@ -182,11 +180,6 @@ impl Guest {
                 let unpacked = unpack::receive(&mut stream, Path::new(&wanted.path));
                 answer(stream, unpacked);
             }
-            AgentRequest::Pack { path } => match pack::send(&mut stream, Path::new(&path)) {
-                Ok(()) => stream.finish(),
-                Err(failure) => answer::<Done>(stream, Err(failure)),
-            },
-            AgentRequest::Ping => answer(stream, Ok(self.pong())),
             AgentRequest::PowerOff => self.power_off(stream),
         }
     }
@@ -197,18 +190,6 @@ impl Guest {
             directory: self.record.workdir.as_deref(),
         };
         exec::run(stream, wanted, defaults);
-    }
-
-    fn pong(&self) -> Pong {
-        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        Pong {
-            version: AGENT_VERSION,
-            guest_time_ns: clock::now_ns(),
-            uptime_ms: uptime_ms(),
-            boot_id: boot_id.trim().to_owned(),
-            kernel_release: super::init::kernel_release(),
-            init: self.record.init.clone(),
-        }
     }
 
     fn power_off(&self, mut stream: FrameStream) {

@@ -24,15 +24,6 @@ use crate::proto::request::Request;
 #[derive(Debug, Default)]
 pub struct Context {}
 
-/// A connection to a VM's agent.
-#[derive(Debug)]
-pub struct Dialed {
-    /// The stream.
-    pub stream: OwnedFd,
-    /// The VM's name.
-    pub name: String,
-}
-
 /// The failure for an answer that does not belong to its question.
 pub fn unexpected(question: &str, reply: &Reply) -> Failure {
     Failure::bug(format!("bangerd answered {question} with {reply:?}"))
@@ -147,11 +138,11 @@ impl Context {
     }
 
     /// Connects to the agent of a running VM.
-    pub fn dial(&self, reference: &str) -> Result<Dialed, Failure> {
+    pub fn dial(&self, reference: &str) -> Result<OwnedFd, Failure> {
         let vm = reference.to_owned();
         let answer = client::ask(self.connect()?, Request::VmDial { vm }, |_| {})?;
         match (answer.reply, answer.descriptor) {
-            (Reply::Dialed { name, .. }, Some(stream)) => Ok(Dialed { stream, name }),
+            (Reply::Dialed { .. }, Some(stream)) => Ok(stream),
             (other, _) => Err(unexpected("vm_dial", &other)),
         }
     }

@@ -3,7 +3,7 @@
 use argh::{ArgsInfo, FromArgs};
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::context::{Context, Dialed};
+use super::context::Context;
 use super::session::{self, Ends, OwnFailure};
 use super::signals;
 use super::terminal::{self, Allocate, RawMode};
@@ -129,7 +129,7 @@ pub fn guest_environment(pairs: &[EnvPair]) -> Vec<(String, String)> {
 ///
 /// # Errors
 /// As `session::run`.
-pub fn attach(dialed: Dialed, mut exec: Exec) -> Result<u8, OwnFailure> {
+pub fn attach(stream: OwnedFd, mut exec: Exec) -> Result<u8, OwnFailure> {
     let failed = |error: std::io::Error| Failure::failed("prepare the session").because(error);
     // Caught before raw mode is entered, so that no signal leaves a raw terminal.
     let signals = signals::catch().map_err(failed)?;
@@ -143,7 +143,7 @@ pub fn attach(dialed: Dialed, mut exec: Exec) -> Result<u8, OwnFailure> {
         }
     }
     let ends = Ends {
-        stream: dialed.stream,
+        stream,
         input: Some(duplicate(std::io::stdin().as_fd()).map_err(failed)?),
         output: duplicate(std::io::stdout().as_fd()).map_err(failed)?,
         error_output: duplicate(std::io::stderr().as_fd()).map_err(failed)?,

@@ -33,7 +33,7 @@ pub fn send(
     let request = AgentRequest::Unpack(Unpack {
         path: REPOSITORY.to_owned(),
     });
-    let mut sink = Sink::open(File::from(dialed.stream), request)?;
+    let mut sink = Sink::open(File::from(dialed), request)?;
     let mut archive = Counting {
         sink: &mut sink,
         stages,

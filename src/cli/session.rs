@@ -361,8 +361,7 @@ impl Session {
             | Kind::InputEnd
             | Kind::Resize
             | Kind::Signal
-            | Kind::Reply
-            | Kind::OutputEnd => {
+            | Kind::Reply => {
                 let what = format!("the guest sent a {:?} frame in a session", frame.kind);
                 return Err(lost(what).into());
             }

@@ -111,7 +111,7 @@ fn to_file(context: &Context, name: &str, exec: Exec, path: &Path) -> Result<u8,
 fn run(context: &Context, name: &str, exec: Exec, output: File) -> Result<u8, OwnFailure> {
     let failed = |error: std::io::Error| Failure::failed("prepare the session").because(error);
     let ends = Ends {
-        stream: context.dial(name)?.stream,
+        stream: context.dial(name)?,
         input: None,
         output: output.into(),
         error_output: std::os::fd::AsFd::as_fd(&std::io::stderr())

@@ -6,7 +6,6 @@
 //! ```text
 //!  exec     host: Input* InputEnd, Resize, Signal      agent: (Output|ErrorOutput|Credit)* Exit
 //!  unpack   host: Input* InputEnd (a tar stream)       agent: Credit* Reply
-//!  pack     -                                          agent: Output* OutputEnd
 //!  others   -                                          agent: Reply
 //! ```
 //!
@@ -46,13 +45,6 @@ pub enum AgentRequest {
     Exec(Exec),
     /// Unpack a tar stream below a directory, which is made if missing.
     Unpack(Unpack),
-    /// Pack a directory or file as a tar stream.
-    Pack {
-        /// Absolute path in the guest.
-        path: String,
-    },
-    /// Answer at once: the clock, the uptime, the boot id.
-    Ping,
     /// Write back all file systems, then power off. The reply precedes the power-off.
     PowerOff,
 }
@@ -112,23 +104,6 @@ impl Exit {
 pub struct Unpack {
     /// Absolute directory in the guest.
     pub path: String,
-}
-
-/// The answer to `Ping`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pong {
-    /// The agent's version of this conversation.
-    pub version: u32,
-    /// The guest's clock, nanoseconds since the epoch.
-    pub guest_time_ns: u64,
-    /// Milliseconds since the guest's kernel started.
-    pub uptime_ms: u64,
-    /// /proc/sys/kernel/random/boot_id.
-    pub boot_id: String,
-    /// `uname -r`.
-    pub kernel_release: String,
-    /// First process: `systemd` or `agent`.
-    pub init: String,
 }
 
 /// The answer to `Unpack`.

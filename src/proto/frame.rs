@@ -52,7 +52,7 @@ macro_rules! kinds {
 kinds! {
     /// First frame of a stream, either direction: JSON, see `agent` and `guest`.
     Request = 0x01, MAX_JSON;
-    /// Bytes of the command's standard input, or of a file or archive sent in.
+    /// Bytes of the command's standard input, or of an archive sent in.
     Input = 0x02, MAX_DATA;
     /// End of input; no payload.
     InputEnd = 0x03, 0;
@@ -60,9 +60,9 @@ kinds! {
     Resize = 0x04, 4;
     /// Signal for the command's process group: its Linux number, one byte.
     Signal = 0x05, 1;
-    /// JSON answer that ends the stream, or opens its data.
+    /// JSON answer that ends the stream.
     Reply = 0x81, MAX_JSON;
-    /// Bytes of standard output, or of a file or archive sent out.
+    /// Bytes of standard output.
     Output = 0x82, MAX_DATA;
     /// Bytes of standard error.
     ErrorOutput = 0x83, MAX_DATA;
@@ -75,8 +75,6 @@ kinds! {
     Exit = 0x85, MAX_JSON;
     /// The request failed in the agent: JSON `AgentFailure`; nothing follows.
     Failed = 0x86, MAX_JSON;
-    /// End of output of an archive or file; no payload.
-    OutputEnd = 0x87, 0;
 }
 
 /// Why a stream is not ours; the connection is closed.

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::agent::{
-    AGENT_VERSION, AgentCall, AgentFailure, AgentFailureKind, AgentRequest, Done, Exec, Exit, Pong,
+    AGENT_VERSION, AgentCall, AgentFailure, AgentFailureKind, AgentRequest, Done, Exec, Exit,
     Terminal, Unpack, Unpacked,
 };
 use super::guest::{GuestCall, GuestConfig, GuestFile, Interface, ReadyAck};
@@ -294,13 +294,6 @@ fn every_call_of_an_agent_has_a_sample_that_loads() {
                 path: "/root/repo".to_owned(),
             }),
         ),
-        (
-            "pack",
-            AgentRequest::Pack {
-                path: "/root/repo".to_owned(),
-            },
-        ),
-        ("ping", AgentRequest::Ping),
         ("power-off", AgentRequest::PowerOff),
     ];
     for (name, request) in requests {
@@ -322,15 +315,6 @@ fn every_call_of_an_agent_has_a_sample_that_loads() {
             bytes: 4096,
         },
     );
-    let pong = Pong {
-        version: AGENT_VERSION,
-        guest_time_ns: 1,
-        uptime_ms: 2,
-        boot_id: "b".to_owned(),
-        kernel_release: "6.1".to_owned(),
-        init: "systemd".to_owned(),
-    };
-    check("agent", "pong", &pong);
     let failure = AgentFailure {
         kind: AgentFailureKind::NotFound,
         what: "run nope: no such program in PATH".to_owned(),
