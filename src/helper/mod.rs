@@ -10,6 +10,7 @@
 //! (see `docs/privileges.md`). Requests are served one after the other; each is bounded
 //! in length and time. It keeps no state: what it made is found again by name.
 
+pub mod removal;
 pub mod serve;
 
 use std::ffi::OsString;
@@ -30,10 +31,16 @@ use serve::Helper;
 /// Root's own configuration: the bridge and its network.
 const CONFIG: &str = "/etc/banger/config.toml";
 
-/// Serves until a signal ends it.
+/// Serves until a signal ends it, or removes what VMs share.
 pub fn main(arguments: &[OsString]) -> ExitCode {
     crate::logging::start("info");
-    match parse(arguments).and_then(|options| run(&options)) {
+    let outcome = match arguments {
+        [first, rest @ ..] if first == "remove-network" => {
+            require_root().and_then(|()| removal::run(rest))
+        }
+        _ => parse(arguments).and_then(|options| run(&options)),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let hint = failure.hint.as_deref().unwrap_or_default();
@@ -92,33 +99,41 @@ fn parse(arguments: &[OsString]) -> Result<Options, Failure> {
 }
 
 fn run(options: &Options) -> Result<(), Failure> {
-    if !rustix::process::geteuid().is_root() {
-        return Err(
-            Failure::new(FailureKind::Denied, "start the root helper: not root")
-                .hint("Start it by `sudo bangerd-root --owner $(id -u)`."),
-        );
-    }
+    require_root()?;
     let config = Config::read(&options.config)?;
     let listener = listen(options)?;
-    // No step of the helper's touches a path of a layout; nothing lies in this one.
-    let nowhere = PathBuf::from("/nonexistent");
-    let layout = Layout {
-        state: nowhere.clone(),
-        cache: nowhere.clone(),
-        runtime: nowhere,
-    };
     let settings = Settings {
         bridge: config.bridge(),
         tap_owner: Some(options.owner),
         ..Settings::default()
     };
     let helper = Helper::new(
-        RealHost::new(layout, settings),
+        RealHost::new(nowhere(), settings),
         config.subnet(),
         options.owner,
     );
     log::info!(owner = options.owner, socket:% = options.socket.display(); "listening");
     helper.serve(&listener)
+}
+
+fn require_root() -> Result<(), Failure> {
+    match rustix::process::geteuid().is_root() {
+        true => Ok(()),
+        false => Err(
+            Failure::new(FailureKind::Denied, "start the root helper: not root")
+                .hint("Start it by `sudo bangerd-root --owner $(id -u)`."),
+        ),
+    }
+}
+
+/// No step of the helper's touches a path of a layout; nothing lies in this one.
+fn nowhere() -> Layout {
+    let nowhere = PathBuf::from("/nonexistent");
+    Layout {
+        state: nowhere.clone(),
+        cache: nowhere.clone(),
+        runtime: nowhere,
+    }
 }
 
 /// The socket belongs to the owner, 0600, in a directory of root's that everybody may
