@@ -106,12 +106,12 @@ const KNOWN: &[Known] = &[
     Known {
         name: "tun",
         missing: Verdict::Warn,
-        hint: "Guests get QEMU's user-mode network instead. For taps: `modprobe tun`, and run bangerd as root.",
+        hint: "Guests get QEMU's user-mode network instead. For taps: `modprobe tun`, `sudo bangerd-root --owner $(id -u)`, then `banger daemon stop`.",
     },
     Known {
         name: "taps",
         missing: Verdict::Warn,
-        hint: "Guests get QEMU's user-mode network instead. For taps: `modprobe tun`, and run bangerd as root.",
+        hint: "Guests get QEMU's user-mode network instead. For taps: `modprobe tun`, `sudo bangerd-root --owner $(id -u)`, then `banger daemon stop`.",
     },
     Known {
         name: "bridge",

@@ -136,7 +136,7 @@ impl HostFacts {
                 "make a network with translation to the outside",
             )
             .because(why)
-            .hint("Use `--net user`, or start the daemon as root.")),
+            .hint("Use `--net user`, or start the root helper: `sudo bangerd-root --owner $(id -u)`, then `banger daemon stop`.")),
             (NetRequest::Auto, Fitness::Unfit(why)) => Ok(self.without_tap(vmm, why)),
         }
     }
@@ -146,13 +146,13 @@ impl HostFacts {
             VmmKind::Firecracker => (
                 NetMode::None,
                 Some(format!(
-                    "no network: {why}; for one, start the daemon as root or use --vmm qemu"
+                    "no network: {why}; for one, use `--vmm qemu`, or `sudo bangerd-root --owner $(id -u)` and `banger daemon stop`"
                 )),
             ),
             VmmKind::QemuKvm | VmmKind::QemuTcg => (
                 NetMode::User,
                 Some(format!(
-                    "user-mode network: {why}; for a tap with an address of its own, start the daemon as root"
+                    "user-mode network: {why}; for a tap with an address of its own, `sudo bangerd-root --owner $(id -u)` and `banger daemon stop`"
                 )),
             ),
         }

@@ -237,7 +237,7 @@ fn bind_failure(address: SocketAddrV4, error: &io::Error) -> Failure {
             .hint("Another resolver listens on every address: let it leave this one out (dnsmasq: `bind-interfaces`, `except-interface`)."),
         io::ErrorKind::PermissionDenied => Failure::new(FailureKind::Denied, what)
             .because(error)
-            .hint("Run bangerd as root for networks with a tap."),
+            .hint("Networks with a tap need root: `sudo bangerd-root --owner $(id -u)`."),
         _ => Failure::failed(what).because(error),
     }
 }
