@@ -1,5 +1,7 @@
 //! End to end: a git repository in the guest, and what is refused.
 
+#![allow(clippy::unwrap_used, reason = "a test's helper fails its test")]
+
 mod support;
 
 use std::path::PathBuf;
