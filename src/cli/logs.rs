@@ -11,7 +11,8 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 
 use super::client;
 use super::context::{Context, unexpected};
-use super::render;
+use super::harmless::Harmless;
+use super::render::{self, Stream};
 use super::start::connect_or_start;
 use crate::failure::Failure;
 use crate::proto::reply::Reply;
@@ -61,10 +62,12 @@ impl VmLogs {
             false => None,
         };
         let mut file = File::from(descriptor);
-        copy(&mut file).map_err(failed)?;
+        // A pipe or a file gets the log as it is.
+        let mut harmless = render::is_terminal(Stream::Out).then(Harmless::default);
+        copy(&mut file, &mut harmless).map_err(failed)?;
         if let Some(watch) = watch {
             let runs = || context.vm(&self.name).is_ok_and(|vm| is_live(&vm.phase));
-            follow(&mut file, &watch, runs).map_err(failed)?;
+            follow(&mut file, &mut harmless, &watch, runs).map_err(failed)?;
         }
         Ok(0)
     }
@@ -82,19 +85,25 @@ fn watch(descriptor: &OwnedFd) -> std::io::Result<OwnedFd> {
     Ok(watch)
 }
 
-fn copy(file: &mut File) -> std::io::Result<()> {
+fn copy(file: &mut File, harmless: &mut Option<Harmless>) -> std::io::Result<()> {
     let mut part = vec![0_u8; 64 * 1024];
     loop {
-        match file.read(&mut part)? {
-            0 => return Ok(()),
-            count => render::out_bytes(&part[..count]),
+        match (file.read(&mut part)?, &mut *harmless) {
+            (0, _) => return Ok(()),
+            (count, Some(harmless)) => render::out_bytes(&harmless.part(&part[..count])),
+            (count, None) => render::out_bytes(&part[..count]),
         }
     }
 }
 
 /// Copies what is added until a writer closes the log and the VM has stopped, or the
 /// log is deleted.
-fn follow(file: &mut File, watch: &OwnedFd, runs: impl Fn() -> bool) -> std::io::Result<()> {
+fn follow(
+    file: &mut File,
+    harmless: &mut Option<Harmless>,
+    watch: &OwnedFd,
+    runs: impl Fn() -> bool,
+) -> std::io::Result<()> {
     let mut space = [MaybeUninit::uninit(); 4096];
     let mut events = Reader::new(watch, &mut space);
     loop {
@@ -104,12 +113,12 @@ fn follow(file: &mut File, watch: &OwnedFd, runs: impl Fn() -> bool) -> std::io:
         if file.metadata()?.len() < file.stream_position()? {
             file.seek(SeekFrom::End(0))?;
         }
-        copy(file)?;
+        copy(file, harmless)?;
         let closed = flags.contains(ReadFlags::CLOSE_WRITE) && !runs();
         let gone = flags.contains(ReadFlags::ATTRIB)
             && rustix::fs::fstat(&*file).is_ok_and(|stat| stat.st_nlink == 0);
         if closed || gone {
-            return copy(file);
+            return copy(file, harmless);
         }
     }
 }
@@ -128,7 +137,7 @@ mod tests {
         let watch = watch(&file.try_clone().unwrap().into()).unwrap();
         writer.write_all(b"").unwrap();
         drop(writer);
-        follow(&mut file, &watch, || false).unwrap();
+        follow(&mut file, &mut None, &watch, || false).unwrap();
     }
 
     #[test]
@@ -139,6 +148,6 @@ mod tests {
         let mut file = File::open(&path).unwrap();
         let watch = watch(&file.try_clone().unwrap().into()).unwrap();
         std::fs::remove_file(&path).unwrap();
-        follow(&mut file, &watch, || true).unwrap();
+        follow(&mut file, &mut None, &watch, || true).unwrap();
     }
 }

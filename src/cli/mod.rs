@@ -12,7 +12,7 @@
 //! [`Failure`], shown once, here.
 //!
 //! Reading order: [`argv`], [`args`], [`help`], [`values`], [`context`], [`client`],
-//! [`start`], [`render`], [`table`], [`progress`], [`session`], then the commands.
+//! [`start`], [`render`], [`harmless`], [`table`], [`progress`], [`session`], then the commands.
 
 pub mod args;
 pub mod argv;
@@ -23,6 +23,7 @@ pub mod daemon_commands;
 pub mod doctor;
 pub mod doctor_command;
 pub mod exec;
+pub mod harmless;
 pub mod help;
 pub mod image;
 pub mod kernel;

@@ -115,7 +115,10 @@ impl Manifest {
         let text = fs::read_to_string(&path).map_err(at("read", &path))?;
         let manifest: Manifest = serde_json::from_str(&text)
             .map_err(|error| Failure::failed(format!("read {}", path.display())).because(error))?;
-        let sound = manifest.files.iter().all(|file| file.sha256.len() == 64)
+        // First: the content is made of these digits.
+        let is_digit = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        let is_digest = |text: &str| text.len() == 64 && text.bytes().all(is_digit);
+        let sound = manifest.files.iter().all(|file| is_digest(&file.sha256))
             && manifest.v == VERSION
             && manifest.content() == *content;
         match sound {
@@ -306,6 +309,21 @@ mod tests {
             assert_eq!(read, manifest);
             let other = "0000000000000000".parse().unwrap();
             assert!(Manifest::read(folder.path(), &other).is_err());
+        });
+    }
+
+    #[test]
+    fn a_digest_that_is_none_is_damage_and_no_panic() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("file"), "abc").unwrap();
+        with_job(|job| {
+            let mut manifest = Manifest::of(job, folder.path(), "i", String::new()).unwrap();
+            let content = manifest.content();
+            for damaged in ["ä".repeat(32), "Z".repeat(64), "short".to_owned()] {
+                manifest.files[0].sha256 = damaged;
+                manifest.write(folder.path()).unwrap();
+                assert!(Manifest::read(folder.path(), &content).is_err());
+            }
         });
     }
 

@@ -44,7 +44,10 @@ impl Connection {
     /// Sends a request and reads its answer, whatever the status.
     pub fn exchange(&mut self, method: &str, path: &str, body: &[u8]) -> Result<Response, Fault> {
         let attempt = format!("ask firecracker {method} {path}");
-        self.send(method, path, body)
+        let left = self.deadline.left(&attempt)?;
+        self.stream
+            .set_write_timeout(Some(left))
+            .and_then(|()| self.send(method, path, body))
             .map_err(|error| io_fault(&attempt, error))?;
         let mut answer = Vec::new();
         loop {
