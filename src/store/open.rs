@@ -1,10 +1,13 @@
 //! The file: opened by one daemon at a time, read whole, written row by row.
 
 use std::fs::OpenOptions;
+use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, WriteTransaction};
+use redb::{
+    Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, WriteTransaction,
+};
 
 use crate::failure::{Failure, FailureKind};
 use crate::plan::record::{Loaded, RowChange};
@@ -38,7 +41,7 @@ impl Store {
             .open(path)
             .map_err(|error| storage(&opening, error))?;
         let created = redb::Builder::new().set_cache_size(CACHE).create(path);
-        let database = created.map_err(|error| refused(&opening, &error))?;
+        let database = created.map_err(|error| refused(&opening, path, &error))?;
         Store::with_database(database)
     }
 
@@ -120,15 +123,31 @@ pub(super) fn storage(attempt: &str, error: impl std::fmt::Display) -> Failure {
         .hint("Check the disk of the state directory with `banger doctor`.")
 }
 
-fn refused(opening: &str, error: &DatabaseError) -> Failure {
+fn refused(opening: &str, path: &Path, error: &DatabaseError) -> Failure {
     match error {
         DatabaseError::DatabaseAlreadyOpen => Failure::new(
             FailureKind::Busy,
             format!("{opening}: another bangerd has it open"),
         )
         .hint("Use that one, or end it with `banger daemon stop`."),
+        DatabaseError::Storage(StorageError::Corrupted(_)) => damaged(opening, path, error),
+        DatabaseError::Storage(StorageError::Io(cause))
+            if cause.kind() == ErrorKind::InvalidData =>
+        {
+            damaged(opening, path, error)
+        }
         error => storage(opening, error),
     }
+}
+
+/// Nothing is thrown away by itself: the disks of the VMs lie beside the store.
+fn damaged(opening: &str, path: &Path, error: &DatabaseError) -> Failure {
+    let path = path.display();
+    Failure::new(FailureKind::Storage, format!("{opening}: it is damaged"))
+        .because(error)
+        .hint(format!(
+            "Put a copy of it back, or begin anew with `mv {path} {path}.damaged`: the VMs are then forgotten, the files of their disks stay."
+        ))
 }
 
 #[cfg(test)]

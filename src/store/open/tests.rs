@@ -58,6 +58,8 @@ fn file_that_is_no_store_is_refused_and_left_alone() {
     std::fs::write(&path, vec![7; 8192]).unwrap();
     let failure = Store::open(&path).unwrap_err();
     assert_eq!(failure.kind, FailureKind::Storage);
+    assert!(failure.what.ends_with("it is damaged"), "{failure}");
+    assert!(failure.hint.unwrap().contains("store.redb.damaged`"));
     assert_eq!(std::fs::read(&path).unwrap(), vec![7; 8192]);
 }
 
@@ -136,7 +138,7 @@ fn opened(disk: &DyingDisk) -> Result<(Store, Loaded), Failure> {
     let database = redb::Builder::new()
         .set_cache_size(CACHE)
         .create_with_backend(disk.clone())
-        .map_err(|error| refused("open the store", &error))?;
+        .map_err(|error| refused("open the store", Path::new("store.redb"), &error))?;
     Store::with_database(database)
 }
 
