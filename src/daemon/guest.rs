@@ -191,6 +191,15 @@ pub async fn dial(socket: &Path, port: u32) -> Result<UnixStream, Failure> {
     })
 }
 
+/// A running VM whose agent cannot be reached: its back end or its agent has died.
+pub fn out_of_reach(name: &str, failure: &Failure) -> Failure {
+    Failure::new(failure.kind, format!("reach the agent of vm {name}"))
+        .because(failure)
+        .hint(format!(
+            "`banger vm restart {name}` boots it anew; `banger vm logs {name} --console` may tell why."
+        ))
+}
+
 /// `CONNECT <port>\n`, then `OK <number>\n`, read byte by byte: what follows is the guest's.
 async fn handshake(stream: &Async<UnixStream>, port: u32) -> io::Result<()> {
     let mut both = stream;
@@ -331,5 +340,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let failure = smol::block_on(dial(&dir.path().join("none"), 1024)).unwrap_err();
         assert!(failure.what.contains("1024"), "{failure}");
+        let failure = out_of_reach("dev", &failure);
+        assert!(failure.hint.unwrap().contains("vm restart dev`"));
     }
 }

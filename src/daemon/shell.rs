@@ -199,7 +199,7 @@ impl Shell {
                     descriptor: Some(stream.into()),
                 },
                 Err(failure) => Outgoing {
-                    line: Line::Failed(failure.into()),
+                    line: Line::Failed(guest::out_of_reach(&name, &failure).into()),
                     descriptor: None,
                 },
             };
