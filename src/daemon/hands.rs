@@ -57,10 +57,7 @@ fn check_content(layout: &Layout, machine: &Machine) -> Result<(), Fault> {
     let image = layout.images().join(machine.image.as_str());
     manifest::check(&image, &machine.image)
         .and_then(|()| manifest::check(&layout.kernel(&machine.kernel), &machine.kernel))
-        .map_err(|failure| {
-            let hint = failure.hint.as_deref().unwrap_or_default();
-            Fault::new(FaultKind::Missing, format!("{failure}. {hint}"))
-        })
+        .map_err(|failure| Fault::new(FaultKind::Missing, failure.to_string()).remedy(failure.hint))
 }
 
 impl Host for Hands {
@@ -184,7 +181,7 @@ mod tests {
         let fault = hands.ensure(&Step::Vmm { vm, machine }).unwrap_err();
         assert_eq!(fault.kind, FaultKind::Missing);
         assert!(fault.what.contains("00000000000000aa"), "{fault}");
-        assert!(fault.what.contains("image pull"), "{fault}");
+        assert!(fault.remedy.unwrap().contains("image pull"));
     }
 
     #[test]

@@ -271,6 +271,8 @@ pub struct Fault {
     pub kind: FaultKind,
     /// The attempt, the object and the cause: `add tap bgr-01234567: operation not permitted`.
     pub what: String,
+    /// What the user can type against it, where the step knows better than its caller.
+    pub remedy: Option<String>,
 }
 
 impl Fault {
@@ -279,6 +281,13 @@ impl Fault {
         Fault {
             kind,
             what: what.into(),
+            remedy: None,
         }
+    }
+
+    /// The same fault with what can be done about it.
+    pub fn remedy(mut self, remedy: Option<String>) -> Fault {
+        self.remedy = remedy;
+        self
     }
 }

@@ -98,7 +98,7 @@ pub(super) fn failure(goal: Goal, name: &VmName, fault: &Fault, at: Option<StepK
         | FaultKind::Other => FailureKind::Failed,
     };
     let failure = Failure::new(kind, format!("{verb} vm {name}")).because(&fault.what);
-    match hint(name, fault.kind, at) {
+    match fault.remedy.clone().or_else(|| hint(name, fault.kind, at)) {
         Some(hint) => failure.hint(hint),
         None => failure,
     }

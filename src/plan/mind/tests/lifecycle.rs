@@ -1,6 +1,8 @@
 //! What becomes of a VM.
 
 use super::*;
+use crate::plan::mind::say;
+use crate::plan::operation::Goal;
 
 #[test]
 fn create_and_start_leads_to_a_running_vm_with_a_lease() {
@@ -65,6 +67,15 @@ fn start_that_never_runs_takes_its_creation_with_it() {
     desk.ask(1, create("dev", Removal::Keep));
     assert!(desk.failure().to_string().starts_with("start vm dev"));
     assert!(desk.vms().is_empty());
+}
+
+#[test]
+fn remedy_that_a_step_knows_is_the_hint() {
+    let remedy = "Run `banger image pull x --force` to make it again.";
+    let fault = Fault::new(FaultKind::Missing, "check x").remedy(Some(remedy.to_owned()));
+    let name = "dev".parse().unwrap();
+    let failure = say::failure(Goal::Start, &name, &fault, Some(StepKind::Vmm));
+    assert_eq!(failure.hint.as_deref(), Some(remedy));
 }
 
 #[test]
