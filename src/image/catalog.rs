@@ -29,8 +29,6 @@ pub struct ImageEntry {
     pub about: String,
     /// The folder of its recipe.
     pub recipe: String,
-    /// Taken where no image is named.
-    pub default: bool,
 }
 
 /// A kernel that can be pulled.
@@ -46,8 +44,6 @@ pub struct KernelEntry {
     pub suite: String,
     /// What an initrd must load, without what those need.
     pub initrd_modules: Vec<String>,
-    /// Taken where no kernel is named.
-    pub default: bool,
 }
 
 #[derive(Deserialize)]
@@ -62,8 +58,6 @@ struct ImageRow {
     name: String,
     about: String,
     recipe: String,
-    #[serde(default)]
-    default: bool,
 }
 
 #[derive(Deserialize)]
@@ -80,8 +74,6 @@ struct KernelRow {
     package: String,
     suite: String,
     initrd_modules: Vec<String>,
-    #[serde(default)]
-    default: bool,
 }
 
 /// The catalogue of this binary.
@@ -102,7 +94,6 @@ fn parse(images: &str, kernels: &str) -> Result<Catalog, Failure> {
             name: row.name.parse().map_err(|e| bad("images.toml", &e))?,
             about: row.about,
             recipe: row.recipe,
-            default: row.default,
         })
     };
     let kernel = |row: KernelRow| {
@@ -112,7 +103,6 @@ fn parse(images: &str, kernels: &str) -> Result<Catalog, Failure> {
             package: row.package,
             suite: row.suite,
             initrd_modules: row.initrd_modules,
-            default: row.default,
         })
     };
     Ok(Catalog {
@@ -157,18 +147,6 @@ impl Catalog {
                 unknown("kernel", name.as_str(), known.collect())
             })
     }
-
-    /// The image taken where none is named.
-    pub fn default_image(&self) -> &ImageEntry {
-        let default = self.images.iter().find(|entry| entry.default);
-        default.expect("a test checks that one is the default")
-    }
-
-    /// The kernel taken where none is named.
-    pub fn default_kernel(&self) -> &KernelEntry {
-        let default = self.kernels.iter().find(|entry| entry.default);
-        default.expect("a test checks that one is the default")
-    }
 }
 
 fn unknown(kind: &str, name: &str, known: Vec<&str>) -> Failure {
@@ -195,10 +173,19 @@ mod tests {
         let catalog = parse(IMAGES, KERNELS).unwrap();
         let names: HashSet<&str> = catalog.images.iter().map(|e| e.name.as_str()).collect();
         assert_eq!(names.len(), catalog.images.len());
-        assert_eq!(catalog.images.iter().filter(|e| e.default).count(), 1);
-        assert_eq!(catalog.kernels.iter().filter(|e| e.default).count(), 1);
-        assert_eq!(catalog.default_image().name.as_str(), "debian-bookworm");
-        assert_eq!(catalog.default_kernel().name.as_str(), "debian-6.1-cloud");
+        // The configuration's defaults (src/config/keys.rs).
+        assert!(
+            catalog
+                .images
+                .iter()
+                .any(|e| e.name.as_str() == "debian-bookworm")
+        );
+        assert!(
+            catalog
+                .kernels
+                .iter()
+                .any(|e| e.name.as_str() == "debian-6.1-cloud")
+        );
     }
 
     #[test]
