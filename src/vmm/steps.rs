@@ -347,6 +347,16 @@ fn ended(launched: &Launched) -> Fault {
             launched.program.display()
         ),
     )
+    .remedy(remedy(words))
+}
+
+/// What can be done about a VMM's last words, where they are known.
+fn remedy(words: &str) -> Option<String> {
+    // QEMU's own words (seen with 7.2) when it cannot listen on a port of `hostfwd`.
+    let taken = words.contains("Could not set up host forwarding rule");
+    taken.then(|| {
+        "A published port of the host is in use: choose another with `--publish`, or see with `ss -ltnp` who has it.".to_owned()
+    })
 }
 
 fn bind(path: &Path) -> Result<UnixListener, Fault> {
@@ -359,5 +369,17 @@ fn remove_socket(path: &Path) -> Result<(), Fault> {
             Err(fault(format!("remove socket {}", path.display()), error))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn taken_port_is_told_by_qemus_last_words() {
+        let words = "Could not set up host forwarding rule 'tcp:127.0.0.1:18080-:80'";
+        assert!(remedy(words).unwrap().contains("--publish"));
+        assert_eq!(remedy("it said nothing"), None);
     }
 }
