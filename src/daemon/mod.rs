@@ -80,7 +80,7 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
 }
 
 fn start(ready: Ready, started: Instant) -> Result<(), Failure> {
-    match prepare(started) {
+    match ready.close_the_rest().and_then(|()| prepare(started)) {
         Ok(daemon) => {
             ready.listening();
             daemon.run()

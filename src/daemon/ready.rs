@@ -6,10 +6,11 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::fd::AsRawFd;
 
 use crate::failure::Failure;
 use crate::proto::reply::{READY_LINE, READY_VARIABLE, WireFailure};
-use crate::sys::descriptors::take_inherited;
+use crate::sys::descriptors::{close_all_but, take_inherited};
 
 /// The pipe to the starter, where there is one.
 pub struct Ready(Option<File>);
@@ -23,6 +24,17 @@ impl Ready {
             .and_then(|text| text.parse().ok());
         let pipe = number.and_then(|number| take_inherited(number).ok());
         Ready(pipe.map(File::from))
+    }
+
+    /// Closes whatever else was inherited, before anything of our own is opened: a pipe of
+    /// the starter's shell that we kept would never end for whoever reads it.
+    ///
+    /// # Errors
+    /// /proc cannot be read.
+    pub fn close_the_rest(&self) -> Result<(), Failure> {
+        let keep: Vec<_> = self.0.iter().map(AsRawFd::as_raw_fd).collect();
+        close_all_but(&keep)
+            .map_err(|error| Failure::failed("close what bangerd inherited").because(error))
     }
 
     /// Says that the daemon listens.

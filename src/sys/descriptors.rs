@@ -31,8 +31,8 @@ pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
 
 /// Closes all descriptors of this process but 0, 1, 2 and those in `keep`.
 ///
-/// For a process that is about to execute another program and has a single thread:
-/// nothing else may own a descriptor here.
+/// For a process with a single thread that has just begun, or is about to execute another
+/// program: nothing else may own a descriptor here.
 pub fn close_all_but(keep: &[RawFd]) -> io::Result<()> {
     let mut open = Vec::new();
     for entry in fs::read_dir("/proc/self/fd")? {
