@@ -148,7 +148,9 @@ pub enum Action {
     /// Find out which of these VMs have a live VMM, and ensure the steps named for those
     /// that do; answer with `Recovered`. Nothing else is under way until then.
     FindVmms(Vec<(VmId, Vec<Step>)>),
-    /// Do this step off the loop; answer with `StepDone`, at the deadline at the latest.
+    /// Do this step off the loop; answer with `StepDone`. The wait for a guest ends at the
+    /// deadline; every other step bounds its own waits below it, and one that is late all
+    /// the same is logged and waited for.
     RunStep {
         /// Of which VM.
         vm: VmId,
