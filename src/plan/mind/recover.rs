@@ -132,7 +132,11 @@ impl Mind {
         for id in ids {
             self.recover(id, alive.contains(&id));
         }
-        self.want_sweep();
+        // A store without any name is new, or lost: then nothing on disk is known to be
+        // left over, and an image takes a minute to make again.
+        if !(self.images.is_empty() && self.kernels.is_empty()) {
+            self.want_sweep();
+        }
     }
 
     fn recover(&mut self, id: VmId, alive: bool) {

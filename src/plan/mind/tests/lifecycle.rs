@@ -267,6 +267,12 @@ fn reset_makes_only_the_upper_disk_anew() {
 }
 
 #[test]
+fn a_store_without_names_sweeps_nothing_and_one_with_names_does() {
+    assert!(Desk::new(Loaded::default()).jobs.is_empty());
+    assert_eq!(Desk::new(stocked()).jobs.len(), 1);
+}
+
+#[test]
 fn shutdown_ends_at_once_when_idle_and_refuses_new_work() {
     let mut desk = Desk::new(stocked());
     desk.end_sweep();
