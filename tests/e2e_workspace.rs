@@ -15,7 +15,7 @@ const IMAGE: &str = "debian-minimal";
 /// ignored file.
 fn repository(banger: &Banger) -> PathBuf {
     let folder = banger.home().join("project");
-    std::fs::create_dir(&folder).unwrap();
+    std::fs::create_dir(&folder).expect("a fresh home takes a folder");
     let git = |arguments: &[&str]| {
         let mut command = Command::new("git");
         command.args(["-c", "user.name=Ada", "-c", "user.email=ada@example.org"]);
@@ -26,7 +26,9 @@ fn repository(banger: &Banger) -> PathBuf {
         let output = command.output().expect("git is installed");
         assert!(output.status.success(), "git {arguments:?}: {output:?}");
     };
-    let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).unwrap();
+    let write = |name: &str, text: &str| {
+        std::fs::write(folder.join(name), text).expect("a fresh folder takes a file");
+    };
     git(&["init", "-q", "-b", "work"]);
     for n in 1..=3 {
         write("tracked", &format!("{n}\n"));
