@@ -99,6 +99,10 @@ impl<'a> Apt<'a> {
                 ("Debug::NoLocking", "1"),
                 // Only package indexes: no icons, translations or file lists.
                 ("Acquire::Languages", "none"),
+                // A mirror that stalls is asked again; apt's own 120 s are a build's time.
+                ("Acquire::http::Timeout", "20"),
+                ("Acquire::https::Timeout", "20"),
+                ("Acquire::Retries", "3"),
                 (
                     "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled",
                     "false",

@@ -38,6 +38,9 @@ use serde_json::Value;
 /// Long enough for a guest under emulation on a busy machine.
 pub const DEADLINE: Duration = Duration::from_secs(120);
 
+/// Long enough for a command that builds an image from a slow mirror first.
+pub const COMMAND_DEADLINE: Duration = Duration::from_secs(600);
+
 /// Says that a test was not run, and why; scripts/test.sh counts these lines.
 pub fn skip(name: &str, reason: &str) {
     println!("skipped: {name}: {reason}");
@@ -157,7 +160,7 @@ impl Banger {
 
     /// Runs to the end, with this input.
     pub fn run_with_input<A: AsRef<OsStr>>(&self, arguments: &[A], input: Vec<u8>) -> Ran {
-        Running::spawn(self.command(arguments), input).finish(DEADLINE)
+        Running::spawn(self.command(arguments), input).finish(COMMAND_DEADLINE)
     }
 
     /// Starts without waiting.
