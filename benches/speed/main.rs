@@ -10,6 +10,7 @@ mod bare;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -94,10 +95,13 @@ fn delete(banger: &Banger) {
 /// What the daemon takes when nobody asks it anything.
 fn idle(banger: &Banger) {
     let pid = banger.daemon().expect("a daemon runs");
+    // Threads of the pool end after half a second without work.
+    wait(Duration::from_secs(2));
     let before = switches(pid);
-    let limit = Timespec::try_from(IDLE).expect("seconds fit");
-    poll(&mut [], Some(&limit)).expect("poll waits");
-    let wakes = switches(pid) - before;
+    wait(IDLE);
+    let after = switches(pid);
+    let woken = |(task, count): (&String, &u64)| count - before.get(task).unwrap_or(&0);
+    let wakes: u64 = after.iter().map(woken).sum();
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
     let resident = number(&status, "VmRSS:");
     println!(
@@ -112,14 +116,27 @@ fn idle(banger: &Banger) {
     );
 }
 
-/// Context switches of all threads of a process.
-fn switches(pid: u32) -> u64 {
+fn wait(time: Duration) {
+    let limit = Timespec::try_from(time).expect("seconds fit");
+    poll(&mut [], Some(&limit)).expect("poll waits");
+}
+
+/// Context switches of each thread of a process.
+fn switches(pid: u32) -> BTreeMap<String, u64> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the daemon lives");
-    let status = |task: &Path| fs::read_to_string(task.join("status")).unwrap_or_default();
+    let count = |task: &Path| {
+        let status = fs::read_to_string(task.join("status")).unwrap_or_default();
+        number(&status, "\nvoluntary_ctxt_switches:")
+    };
     tasks
         .flatten()
-        .map(|task| number(&status(&task.path()), "\nvoluntary_ctxt_switches:"))
-        .sum()
+        .map(|task| {
+            (
+                task.file_name().to_string_lossy().into_owned(),
+                count(&task.path()),
+            )
+        })
+        .collect()
 }
 
 fn number(status: &str, field: &str) -> u64 {
