@@ -59,7 +59,7 @@ pub fn run() -> ExitCode {
         Role::Init => agent::init_main(),
         Role::Agent => agent::agent_main(),
         Role::Daemon => daemon::main(&arguments),
-        Role::CommandLine => cli::main(arguments),
+        Role::CommandLine => cli::main(arguments, daemon::wire_up::look),
         Role::RootHelper => helper::main(&arguments),
     }
 }

@@ -173,7 +173,7 @@ fn impossible_values_are_refused_before_anything_is_made() {
 }
 
 #[test]
-fn options_that_exclude_each_other_are_refused_with_125() {
+fn options_that_exclude_each_other_are_refused_with_two() {
     let banger = Banger::new();
     let cases: &[&[&str]] = &[
         &["-d", "--rm"],
@@ -186,7 +186,29 @@ fn options_that_exclude_each_other_are_refused_with_125() {
         &["-p", "80:1", "-p", "80:2"],
     ];
     for words in cases {
-        refused(&banger, &[&["vm", "run"], *words].concat(), 125);
+        refused(&banger, &[&["vm", "run"], *words].concat(), 2);
+    }
+    refused(&banger, &["vm", "exec", "dev", "-t", "-T", "--", "ls"], 2);
+    refused(&banger, &["vm", "exec", "dev"], 2);
+    refused(&banger, &["vm", "shell", "dev", "-t", "-T"], 2);
+}
+
+#[test]
+fn a_session_that_has_no_daemon_is_our_own_failure_and_a_wrong_place_for_it_is_usage() {
+    let banger = Banger::new();
+    let status = |arguments: &[&str], runtime: &str| {
+        let mut command = banger.command(arguments);
+        command.env("BANGER_RUNTIME_DIR", runtime);
+        command.output().unwrap().status.code()
+    };
+    let long = format!("/tmp/{}", "x".repeat(120));
+    for words in [
+        &["vm", "run", "--", "true"][..],
+        &["vm", "exec", "dev", "--", "true"],
+        &["vm", "shell", "dev"],
+    ] {
+        assert_eq!(status(words, &long), Some(2), "{words:?}");
+        assert_eq!(status(words, "/dev/null/x"), Some(125), "{words:?}");
     }
 }
 
@@ -274,7 +296,7 @@ fn a_wrong_configuration_is_refused_with_file_line_and_nearest_key() {
     assert!(said.contains("vm_defaults.memory"), "{said}");
     let said = refused(&banger, &["vm", "create"], 2);
     assert!(said.contains("line 3"), "{said}");
-    refused(&banger, &["vm", "run", "--rm", "--", "true"], 125);
+    refused(&banger, &["vm", "run", "--rm", "--", "true"], 2);
 }
 
 #[test]

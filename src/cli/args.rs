@@ -22,7 +22,7 @@ use super::workspace_export::WorkspaceExport;
 #[derive(Debug, FromArgs, ArgsInfo)]
 #[argh(
     name = "banger",
-    note = "Exit status: 0 done, 1 failed, 2 wrong command line, 3 daemon unreachable, 4 not found, 5 denied or busy. `vm run`, `vm exec` and `vm shell` end with the guest command's own status, and with 125 when they fail themselves.",
+    note = "Exit status: 0 done, 1 failed, 2 wrong command line, 3 daemon unreachable, 4 not found, 5 denied or busy. `vm run`, `vm exec` and `vm shell` end with the guest command's own status, and with 125 when they fail themselves; a wrong command line is 2 there too.",
     example = "banger vm run                      # a shell in a fresh sandbox",
     example = "banger vm run . -- make test       # run in it, with this repository",
     example = "banger vm run --rm -- uname -a     # and leave nothing behind",

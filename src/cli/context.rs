@@ -17,12 +17,19 @@ use crate::config::{self, Config};
 use crate::failure::{Failure, FailureKind};
 use crate::host::layout::Layout;
 use crate::model::units::Bytes;
-use crate::proto::reply::{Reply, VmView};
+use crate::proto::reply::{HostFacts, Reply, VmView};
 use crate::proto::request::Request;
 
+/// Finds out what this machine offers, in this process. The daemon's own eyes, given to us
+/// by whoever knows both: nothing here may import them.
+pub type Look = fn(&Layout, &Config) -> HostFacts;
+
 /// The process's surroundings.
-#[derive(Debug, Default)]
-pub struct Context {}
+#[derive(Debug)]
+pub struct Context {
+    /// For `doctor`, where no daemon can be started.
+    pub look: Look,
+}
 
 /// The failure for an answer that does not belong to its question.
 pub fn unexpected(question: &str, reply: &Reply) -> Failure {
@@ -34,6 +41,14 @@ impl Context {
     pub fn layout(&self) -> Result<Layout, Failure> {
         let uid = rustix::process::geteuid().as_raw();
         Layout::from_environment(|name| std::env::var_os(name), uid)
+    }
+
+    /// What this machine offers, without a daemon; `None` where nobody knows where
+    /// anything of ours would lie.
+    pub fn look(&self, config: &Config) -> Option<HostFacts> {
+        let uid = rustix::process::geteuid().as_raw();
+        let layout = Layout::roots(|name| std::env::var_os(name), uid).ok()?;
+        Some((self.look)(&layout, config))
     }
 
     /// The configuration file.

@@ -145,8 +145,11 @@ const KNOWN: &[Known] = &[
 pub struct Own {
     /// The configuration file, read.
     pub config: Result<String, Failure>,
-    /// What the daemon answered.
-    pub facts: Result<HostFacts, Failure>,
+    /// Whether the daemon answered, started if need be.
+    pub daemon: Result<(), Failure>,
+    /// What this machine offers, by the daemon or by this process; `None` where neither
+    /// could look.
+    pub facts: Option<HostFacts>,
     /// `git --version`.
     pub git: Fact,
 }
@@ -154,19 +157,11 @@ pub struct Own {
 /// The report, worst rows where they are; the order is fixed.
 pub fn judge(own: &Own) -> Vec<Row> {
     let mut rows = vec![found("configuration", &own.config)];
-    match &own.facts {
-        Ok(facts) => {
-            rows.push(found("bangerd", &Ok("answers".to_owned())));
-            rows.push(vmm(facts));
-            rows.extend(facts.facts.iter().map(row));
-        }
-        Err(_) => rows.push(found(
-            "bangerd",
-            &own.facts
-                .as_ref()
-                .map(|_| String::new())
-                .map_err(Clone::clone),
-        )),
+    let answers = own.daemon.clone().map(|()| "answers".to_owned());
+    rows.push(found("bangerd", &answers));
+    if let Some(facts) = &own.facts {
+        rows.push(vmm(facts));
+        rows.extend(facts.facts.iter().map(row));
     }
     if !rows.iter().any(|row| row.name == "git") {
         rows.push(row(&own.git));
@@ -243,7 +238,8 @@ mod tests {
     fn own(facts: Vec<Fact>, vmm: Option<&str>) -> Own {
         Own {
             config: Ok("none".to_owned()),
-            facts: Ok(HostFacts {
+            daemon: Ok(()),
+            facts: Some(HostFacts {
                 facts,
                 vmm: vmm.map(str::to_owned),
                 vmm_reason: "why".to_owned(),
@@ -273,12 +269,14 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_that_cannot_start_is_a_row_with_its_reason() {
-        let mut own = own(Vec::new(), None);
-        own.facts = Err(Failure::failed("start bangerd").because("no space"));
+    fn a_daemon_that_cannot_start_is_a_row_with_its_reason_beside_those_of_the_machine() {
+        let mut own = own(vec![fact("qemu", true)], Some("qemu-tcg"));
+        own.daemon = Err(Failure::failed("start bangerd").because("no space"));
         let rows = judge(&own);
         assert_eq!(status(&rows), 1);
         assert!(rows[1].detail.contains("no space"));
+        let names: Vec<&str> = rows.iter().map(|row| row.name.as_str()).collect();
+        assert_eq!(names, ["configuration", "bangerd", "vmm", "qemu", "git"]);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use argh::{ArgsInfo, FromArgs};
 use super::context::{Context, unexpected};
 use super::doctor::{Own, Row, Verdict, judge, status};
 use super::render::{self, Paint, Stream, paint, printable};
+use crate::config::Config;
 use crate::failure::Failure;
 use crate::proto::reply::{Fact, HostFacts, Reply};
 use crate::proto::request::Request;
@@ -27,13 +28,18 @@ pub struct Doctor {
 impl Doctor {
     /// Carries it out.
     pub fn run(self, context: &Context) -> Result<u8, Failure> {
-        let config = context.config().map(|config| match config.path().exists() {
-            true => config.path().display().to_string(),
-            false => format!("defaults ({} does not exist)", config.path().display()),
-        });
+        let config = context.config();
+        let (daemon, facts) = match facts(context) {
+            Ok(facts) => (Ok(()), Some(facts)),
+            Err(failure) => (Err(failure), own_look(context, &config)),
+        };
         let rows = judge(&Own {
-            config,
-            facts: facts(context),
+            config: config.map(|config| match config.path().exists() {
+                true => config.path().display().to_string(),
+                false => format!("defaults ({} does not exist)", config.path().display()),
+            }),
+            daemon,
+            facts,
             git: git_fact(),
         });
         match self.json {
@@ -48,6 +54,15 @@ fn facts(context: &Context) -> Result<HostFacts, Failure> {
     match context.ask(Request::HostFacts {})? {
         Reply::Facts(facts) => Ok(facts),
         other => Err(unexpected("host_facts", &other)),
+    }
+}
+
+/// This machine is as it is whatever keeps a daemon from starting; with a configuration
+/// that cannot be read it is looked at by the defaults.
+fn own_look(context: &Context, config: &Result<Config, Failure>) -> Option<HostFacts> {
+    match config {
+        Ok(config) => context.look(config),
+        Err(_) => context.look(&Config::default()),
     }
 }
 

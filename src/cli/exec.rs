@@ -11,59 +11,70 @@ use super::values::{EnvPair, GuestDirectory, environment};
 use crate::failure::Failure;
 use crate::proto::agent::Exec;
 
-/// Run a command in a running sandbox. Its arguments, input, output and exit status are passed through as they are.
-#[derive(Debug, FromArgs, ArgsInfo)]
-#[argh(
-    subcommand,
-    name = "exec",
-    note = "A terminal is allocated when standard input and output are both one. Without a terminal Ctrl-C is sent to the command; a second one within a second ends this client.",
-    example = "banger vm exec dev -- make test",
-    example = "banger vm exec dev -- sh -c 'exit 42'; echo $?",
-    example = "tar c src | banger vm exec dev -- tar x -C /tmp",
-    example = "banger vm exec dev --env CI=1 --workdir /tmp -- env"
-)]
-pub struct VmExec {
-    /// set a variable, or pass on your own with `--env KEY`; may be repeated
-    #[argh(option, short = 'e', arg_name = "key=value")]
-    pub env: Vec<EnvPair>,
-    /// directory to run in; otherwise that of the sandbox, which is the repository if it has one
-    #[argh(option, short = 'w', arg_name = "directory")]
-    pub workdir: Option<GuestDirectory>,
-    /// allocate a terminal in any case
-    #[argh(switch, short = 't')]
-    pub tty: bool,
-    /// allocate no terminal
-    #[argh(switch, short = 'T')]
-    pub no_tty: bool,
-    /// name or id of the sandbox, or the beginning of its id
-    #[argh(positional)]
-    pub name: String,
+macro_rules! session_command {
+    ($(#[$attribute:meta])* $type:ident) => {
+        #[derive(Debug, FromArgs, ArgsInfo)]
+        $(#[$attribute])*
+        pub struct $type {
+            /// set a variable, or pass on your own with `--env KEY`; may be repeated
+            #[argh(option, short = 'e', arg_name = "key=value")]
+            pub env: Vec<EnvPair>,
+            /// directory to run in; otherwise that of the sandbox, which is the repository if it has one
+            #[argh(option, short = 'w', arg_name = "directory")]
+            pub workdir: Option<GuestDirectory>,
+            /// allocate a terminal in any case
+            #[argh(switch, short = 't')]
+            pub tty: bool,
+            /// allocate no terminal
+            #[argh(switch, short = 'T')]
+            pub no_tty: bool,
+            /// name or id of the sandbox, or the beginning of its id
+            #[argh(positional)]
+            pub name: String,
+        }
+
+        impl $type {
+            /// Runs `argv`, or a shell where it is empty.
+            fn carry_out(self, context: &Context, argv: Vec<String>) -> Result<u8, OwnFailure> {
+                let allocate = allocation(self.tty, self.no_tty)
+                    .and_then(|allocate| context.layout().map(|_| allocate))
+                    .map_err(OwnFailure::unasked)?;
+                let exec = Exec {
+                    argv,
+                    env: guest_environment(&self.env),
+                    // Without one the agent uses that of the VM.
+                    workdir: self.workdir.map(|GuestDirectory(directory)| directory),
+                    terminal: allocate.decide(),
+                };
+                attach(context.dial(&self.name)?, exec)
+            }
+        }
+    };
 }
 
-/// Open a shell in a running sandbox.
-#[derive(Debug, FromArgs, ArgsInfo)]
-#[argh(
-    subcommand,
-    name = "shell",
-    example = "banger vm shell dev",
-    example = "banger vm shell dev --workdir /etc"
-)]
-pub struct VmShell {
-    /// set a variable, or pass on your own with `--env KEY`; may be repeated
-    #[argh(option, short = 'e', arg_name = "key=value")]
-    pub env: Vec<EnvPair>,
-    /// directory to start in; otherwise that of the sandbox
-    #[argh(option, short = 'w', arg_name = "directory")]
-    pub workdir: Option<GuestDirectory>,
-    /// allocate a terminal in any case
-    #[argh(switch, short = 't')]
-    pub tty: bool,
-    /// allocate no terminal
-    #[argh(switch, short = 'T')]
-    pub no_tty: bool,
-    /// name or id of the sandbox, or the beginning of its id
-    #[argh(positional)]
-    pub name: String,
+session_command! {
+    /// Run a command in a running sandbox. Its arguments, input, output and exit status are passed through as they are.
+    #[argh(
+        subcommand,
+        name = "exec",
+        note = "A terminal is allocated when standard input and output are both one. Without a terminal Ctrl-C is sent to the command; a second one within a second ends this client. The exit status is that of the command; 2 means that this command line is wrong, 125 that the sandbox could not be reached.",
+        example = "banger vm exec dev -- make test",
+        example = "banger vm exec dev -- sh -c 'exit 42'; echo $?",
+        example = "tar c src | banger vm exec dev -- tar x -C /tmp",
+        example = "banger vm exec dev --env CI=1 --workdir /tmp -- env"
+    )]
+    VmExec
+}
+
+session_command! {
+    /// Open a shell in a running sandbox.
+    #[argh(
+        subcommand,
+        name = "shell",
+        example = "banger vm shell dev",
+        example = "banger vm shell dev --workdir /etc"
+    )]
+    VmShell
 }
 
 /// What `-t` and `-T` mean together.
@@ -84,19 +95,13 @@ impl VmExec {
     /// Carries it out.
     pub fn run(self, context: &Context, argv: Option<Vec<String>>) -> Result<u8, OwnFailure> {
         let argv = argv.ok_or_else(|| {
-            Failure::usage("`banger vm exec` needs a command").hint(format!(
+            let wrong = Failure::usage("`banger vm exec` needs a command").hint(format!(
                 "`banger vm exec {} -- COMMAND`, or `banger vm shell {}`.",
                 self.name, self.name
-            ))
+            ));
+            OwnFailure::unasked(wrong)
         })?;
-        let shell = VmShell {
-            env: self.env,
-            workdir: self.workdir,
-            tty: self.tty,
-            no_tty: self.no_tty,
-            name: self.name,
-        };
-        shell.carry_out(context, argv)
+        self.carry_out(context, argv)
     }
 }
 
@@ -104,19 +109,6 @@ impl VmShell {
     /// Carries it out.
     pub fn run(self, context: &Context) -> Result<u8, OwnFailure> {
         self.carry_out(context, Vec::new())
-    }
-
-    fn carry_out(self, context: &Context, argv: Vec<String>) -> Result<u8, OwnFailure> {
-        let allocate = allocation(self.tty, self.no_tty)?;
-        // Without one the agent uses that of the VM.
-        let workdir = self.workdir.map(|GuestDirectory(directory)| directory);
-        let exec = Exec {
-            argv,
-            env: guest_environment(&self.env),
-            workdir,
-            terminal: allocate.decide(),
-        };
-        attach(context.dial(&self.name)?, exec)
     }
 }
 

@@ -61,13 +61,14 @@ use args::{
     WorkspaceCommand,
 };
 use argv::Typed;
-use context::Context;
+use context::{Context, Look};
 use session::OwnFailure;
 
 use crate::failure::Failure;
 
-/// Plays the command line with the words after the program's name.
-pub fn main(words: Vec<OsString>) -> ExitCode {
+/// Plays the command line with the words after the program's name. `look` finds out what
+/// this machine offers where no daemon can be asked.
+pub fn main(words: Vec<OsString>, look: Look) -> ExitCode {
     let tree = args::tree();
     let typed = match argv::read(words, &tree) {
         Ok(typed) => typed,
@@ -85,7 +86,7 @@ pub fn main(words: Vec<OsString>) -> ExitCode {
         Typed::Command { words, guest } => {
             let words: Vec<&str> = words.iter().map(String::as_str).collect();
             match Banger::from_args(&["banger"], &words) {
-                Ok(banger) => dispatch(banger.command, guest),
+                Ok(banger) => dispatch(banger.command, guest, &Context { look }),
                 Err(exit) => failed(wrong_value(&exit.output, &words)),
             }
         }
@@ -131,9 +132,7 @@ fn wrong_value(output: &str, words: &[&str]) -> Failure {
     Failure::usage(what).hint(format!("`banger {path} --help` shows what it takes."))
 }
 
-fn dispatch(command: Command, guest: Option<Vec<String>>) -> ExitCode {
-    let context = Context::default();
-    let context = &context;
+fn dispatch(command: Command, guest: Option<Vec<String>>, context: &Context) -> ExitCode {
     let outcome = match command {
         Command::Vm(vm) => return dispatch_vm(vm.command, guest, context),
         Command::Image(image) => match image.command {

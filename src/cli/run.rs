@@ -107,7 +107,7 @@ vm_command! {
     #[argh(
         subcommand,
         name = "run",
-        note = "The sandbox goes on running afterwards, unless --rm is given. `banger config show` tells the default sizes. The exit status is that of the command.",
+        note = "The sandbox goes on running afterwards, unless --rm is given. `banger config show` tells the default sizes. The exit status is that of the command; 2 means that this command line is wrong, 125 that the sandbox could not be made or reached.",
         example = "banger vm run",
         example = "banger vm run --name dev --nat .",
         example = "banger vm run --rm . -- make test",
@@ -184,16 +184,17 @@ impl VmCreate {
 impl VmRun {
     /// Carries it out.
     pub fn run(self, context: &Context, argv: Option<Vec<String>>) -> Result<u8, OwnFailure> {
-        self.check(argv.as_deref())?;
-        let workspace = match &self.path {
-            Some(path) => Some(self.inspect(path)?),
-            None => None,
-        };
+        let workspace = self
+            .check(argv.as_deref())
+            .and_then(|()| self.inspect())
+            .map_err(OwnFailure::unasked)?;
         if let Some(workspace) = workspace.as_ref().filter(|_| self.dry_run) {
             dry_run(workspace);
             return Ok(0);
         }
-        let vm = self.new_vm(context, workspace.as_ref())?;
+        let vm = self
+            .new_vm(context, workspace.as_ref())
+            .map_err(OwnFailure::unasked)?;
         let mut stages = Stages::new();
         let (answer, vm) = self.make(context, vm, &mut stages)?;
         let outcome = self.use_it(context, &vm, workspace.as_ref(), argv, &mut stages);
@@ -226,15 +227,19 @@ impl VmRun {
         allocation(self.tty, self.no_tty).map(drop)
     }
 
-    fn inspect(&self, path: &str) -> Result<Workspace, Failure> {
+    fn inspect(&self) -> Result<Option<Workspace>, Failure> {
+        let Some(path) = &self.path else {
+            return Ok(None);
+        };
         let untracked = match self.include_untracked {
             true => Untracked::Include,
             false => Untracked::Leave,
         };
-        inspect::inspect(path.as_ref(), untracked)
+        inspect::inspect(path.as_ref(), untracked).map(Some)
     }
 
     fn new_vm(&self, context: &Context, workspace: Option<&Workspace>) -> Result<NewVm, Failure> {
+        context.layout()?;
         let config = context.config()?;
         let own = |key: &str| std::env::var(key).ok();
         let repository = workspace.map(|_| REPOSITORY);

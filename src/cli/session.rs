@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use super::pending::{Pending, Written};
 use super::signals::{INTERRUPT, WINDOW_CHANGE};
 use super::terminal;
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureKind};
 use crate::proto::agent::{
     AGENT_VERSION, AgentCall, AgentFailure, AgentFailureKind, AgentRequest, Exec, Exit,
     INITIAL_CREDIT,
@@ -41,10 +41,24 @@ const PIPE_BROKEN: u8 = 141;
 /// A failure of ours, with the status that the process ends with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnFailure {
-    /// 125, or 126 and 127 as shells use them.
+    /// 125, or 126 and 127 as shells use them; 2 for a wrong command line.
     pub status: u8,
     /// What to show.
     pub failure: Failure,
+}
+
+impl OwnFailure {
+    /// A failure found before the daemon is asked: what is wrong on the command line has
+    /// the status that it has everywhere, for no command has run that could have it too.
+    pub fn unasked(failure: Failure) -> OwnFailure {
+        match failure.kind {
+            FailureKind::Usage => OwnFailure {
+                status: failure.kind.exit_status(),
+                failure,
+            },
+            _ => failure.into(),
+        }
+    }
 }
 
 impl From<Failure> for OwnFailure {

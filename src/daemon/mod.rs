@@ -73,9 +73,19 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            log::error!("{failure}");
+            // What goes wrong before the configuration is read has no logger yet.
+            crate::logging::start("info");
+            log::error!("{}", with_hint(&failure));
             ExitCode::from(failure.kind.exit_status())
         }
+    }
+}
+
+/// A failure in one line of the log, what to do included.
+fn with_hint(failure: &Failure) -> String {
+    match &failure.hint {
+        Some(hint) => format!("{failure}. {hint}"),
+        None => failure.to_string(),
     }
 }
 

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::dns::{Dns, Place};
+use super::dns::{self, Dns, Place};
 use super::hands::{self, Hands};
 use super::jobs::Jobs;
+use super::with_hint;
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::host::bridge::Bridge;
@@ -87,7 +88,8 @@ fn resolver_by_helper(socket: &Path, facts: &mut HostFacts) -> Option<Dns> {
         }
         Err(fault) if fault.kind == FaultKind::Other => {
             facts.taps = Fitness::Fit;
-            log::warn!("guests have no resolver: {fault}");
+            let hint = dns::if_taken(place.subnet.gateway());
+            log::warn!("guests have no resolver: {fault}. {hint}");
             None
         }
         Err(fault) => {
@@ -100,7 +102,7 @@ fn resolver_by_helper(socket: &Path, facts: &mut HostFacts) -> Option<Dns> {
 /// A guest without a resolver still runs: why it has none is in the log.
 fn logged(resolver: Result<Dns, Failure>) -> Option<Dns> {
     resolver
-        .inspect_err(|failure| log::warn!("guests have no resolver: {failure}"))
+        .inspect_err(|failure| log::warn!("guests have no resolver: {}", with_hint(failure)))
         .ok()
 }
 
@@ -164,6 +166,26 @@ fn installed(programs: &Programs, names: &[&str]) -> Fitness {
     }
 }
 
+/// What this machine offers, found out by this process: for `banger doctor` where no
+/// daemon can be started. Holds nothing afterwards.
+pub fn look(layout: &Layout, config: &Config) -> reply::HostFacts {
+    let programs = programs(layout, config);
+    let mut plan = plan_facts(layout, config, &programs, &catalog());
+    if let Some(socket) = helper_socket().filter(|_| !plan.taps.is_fit()) {
+        drop(resolver_by_helper(&socket, &mut plan));
+    }
+    let bridge = Bridge {
+        name: &config.bridge(),
+        subnet: plan.subnet,
+    };
+    let look = Look {
+        layout,
+        bridge,
+        programs: &programs,
+    };
+    told(&look, &plan)
+}
+
 /// The facts for people. Runs programs for their versions, so off the loop.
 pub fn facts_for_people(host: &RealHost, plan: &HostFacts) -> reply::HostFacts {
     let settings = host.settings();
@@ -175,11 +197,15 @@ pub fn facts_for_people(host: &RealHost, plan: &HostFacts) -> reply::HostFacts {
         },
         programs: &settings.programs,
     };
+    told(&look, plan)
+}
+
+fn told(look: &Look<'_>, plan: &HostFacts) -> reply::HostFacts {
     let kvm = match &plan.kvm {
         Fitness::Fit => fact("kvm", true, "runs ordinary guests".to_owned()),
         Fitness::Unfit(why) => fact("kvm", false, why.clone()),
     };
-    let found = facts::findings(&look).into_iter();
+    let found = facts::findings(look).into_iter();
     let found = found.map(|Finding { name, ok, detail }| fact(name, ok, detail));
     let (vmm, vmm_reason) = match plan.choose_vmm(crate::model::vm::VmmRequest::Auto) {
         Ok(choice) => (Some(choice.kind.to_string()), choice.reason),

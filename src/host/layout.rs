@@ -42,6 +42,14 @@ impl Layout {
         variable: impl Fn(&str) -> Option<OsString>,
         uid: u32,
     ) -> Result<Layout, Failure> {
+        Layout::roots(variable, uid)?.check()
+    }
+
+    /// The same, whether anything could be made there or not: for whoever only looks.
+    ///
+    /// # Errors
+    /// No home directory.
+    pub fn roots(variable: impl Fn(&str) -> Option<OsString>, uid: u32) -> Result<Layout, Failure> {
         let set = |name: &str| variable(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         let below_home = |xdg: &str, rest: &str| {
             let base = set(xdg).filter(|p| p.is_absolute());
@@ -59,7 +67,7 @@ impl Layout {
                 0 => PathBuf::from("/run/banger"),
                 _ => PathBuf::from(format!("/tmp/banger-runtime-{uid}")),
             });
-        let layout = Layout {
+        Ok(Layout {
             state: match set("BANGER_STATE_DIR") {
                 Some(dir) => dir,
                 None => below_home("XDG_STATE_HOME", ".local/state")?,
@@ -69,8 +77,7 @@ impl Layout {
                 None => below_home("XDG_CACHE_HOME", ".cache")?,
             },
             runtime,
-        };
-        layout.check()
+        })
     }
 
     fn check(self) -> Result<Layout, Failure> {

@@ -234,12 +234,19 @@ fn bind_failure(address: SocketAddrV4, error: &io::Error) -> Failure {
     match error.kind() {
         io::ErrorKind::AddrInUse => Failure::new(FailureKind::Busy, what)
             .because(error)
-            .hint("Another resolver listens on every address: let it leave this one out (dnsmasq: `bind-interfaces`, `except-interface`)."),
+            .hint(if_taken(*address.ip())),
         io::ErrorKind::PermissionDenied => Failure::new(FailureKind::Denied, what)
             .because(error)
             .hint("Networks with a tap need root: `sudo bangerd-root --owner $(id -u)`."),
         _ => Failure::failed(what).because(error),
     }
+}
+
+/// What to do where somebody else has the port of this address.
+pub fn if_taken(gateway: Ipv4Addr) -> String {
+    format!(
+        "If another bangerd has this network, give one of them its own with `banger config set network.subnet` and `banger config set network.bridge`; if a resolver listens on every address, let it leave {gateway} out (dnsmasq: `bind-interfaces`, `except-interface`)."
+    )
 }
 
 /// What is in flight, by guest.

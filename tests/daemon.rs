@@ -1,0 +1,145 @@
+//! The daemon that cannot or must not start: a store that is damaged, a
+//! configuration that cannot be read, another daemon in its place. What it says, what
+//! `banger doctor` makes of it, and that nothing is changed.
+
+mod support;
+
+use serde_json::Value;
+use support::{Banger, is_root, skip};
+
+/// Runs doctor, which must fail; its rows.
+#[track_caller]
+fn failing_doctor(banger: &Banger) -> Vec<Value> {
+    let ran = banger.run(&["doctor", "--json"]);
+    assert_eq!(ran.code(), Some(1), "{ran:?}");
+    let text = banger.run(&["doctor"]);
+    assert_eq!(text.code(), Some(1), "{text:?}");
+    assert!(text.text().contains("FAIL  bangerd"), "{text:?}");
+    serde_json::from_str(&ran.text()).expect("doctor prints JSON")
+}
+
+#[track_caller]
+fn row<'a>(rows: &'a [Value], name: &str) -> &'a Value {
+    let mut all = rows.iter();
+    all.find(|row| row["name"] == name)
+        .unwrap_or_else(|| panic!("no row {name} in {rows:?}"))
+}
+
+/// Every row about this machine is there, though no daemon is.
+#[track_caller]
+fn assert_machine_rows(rows: &[Value]) {
+    for name in [
+        "vmm",
+        "kvm",
+        "arch",
+        "kernel",
+        "machine",
+        "qemu",
+        "vhost_device_vsock",
+        "firecracker",
+        "mke2fs",
+        "mmdebstrap",
+        "apt",
+        "tun",
+        "nft",
+        "taps",
+        "cgroup",
+        "disk",
+        "git",
+    ] {
+        row(rows, name);
+    }
+}
+
+#[test]
+fn doctor_tells_of_the_machine_though_the_store_is_damaged() {
+    let banger = Banger::new();
+    std::fs::write(banger.state().join("store.redb"), "no store at all").unwrap();
+    let rows = failing_doctor(&banger);
+    assert_machine_rows(&rows);
+    let bangerd = row(&rows, "bangerd");
+    assert!(bangerd["detail"].as_str().unwrap().contains("damaged"));
+    assert!(
+        bangerd["hint"]
+            .as_str()
+            .unwrap()
+            .contains("store.redb.damaged")
+    );
+    assert_eq!(row(&rows, "configuration")["verdict"], "PASS");
+}
+
+#[test]
+fn doctor_tells_of_the_machine_though_the_configuration_is_wrong() {
+    let banger = Banger::new();
+    std::fs::write(banger.config(), "\nnonsense = 1\n").unwrap();
+    let rows = failing_doctor(&banger);
+    assert_machine_rows(&rows);
+    for name in ["configuration", "bangerd"] {
+        assert_eq!(row(&rows, name)["verdict"], "FAIL");
+        assert!(
+            row(&rows, name)["detail"]
+                .as_str()
+                .unwrap()
+                .contains("line 2")
+        );
+    }
+}
+
+#[test]
+fn doctor_tells_of_the_machine_though_the_runtime_directory_cannot_be() {
+    let banger = Banger::new();
+    let mut command = banger.command(&["doctor", "--json"]);
+    command.env("BANGER_RUNTIME_DIR", format!("/tmp/{}", "x".repeat(120)));
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let rows: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    assert_machine_rows(&rows);
+    let hint = row(&rows, "bangerd")["hint"].as_str().unwrap().to_owned();
+    assert!(hint.contains("BANGER_RUNTIME_DIR"), "{hint}");
+}
+
+#[test]
+fn a_daemon_that_cannot_read_its_configuration_says_so_when_started_by_hand() {
+    let banger = Banger::new();
+    std::fs::write(banger.config(), "\nnonsense = 1\n").unwrap();
+    let ran = banger.run(&["role", "bangerd"]);
+    assert_eq!(ran.code(), Some(2), "{ran:?}");
+    assert!(ran.error().contains("line 2"), "{ran:?}");
+}
+
+#[test]
+fn a_second_daemon_says_that_there_is_one_and_ends_while_the_first_goes_on() {
+    let banger = Banger::new();
+    banger.ok(&["vm", "list"]);
+    let first = banger.json(&["daemon", "status"])["pid"].clone();
+    let second = banger.run(&["role", "bangerd"]);
+    assert_eq!(second.code(), Some(5), "{second:?}");
+    let said = second.error();
+    assert!(said.contains("another bangerd has it open"), "{said}");
+    assert!(said.contains("banger daemon stop"), "{said}");
+    assert_eq!(banger.json(&["daemon", "status"])["pid"], first);
+}
+
+#[test]
+fn a_daemon_on_the_network_of_another_says_which_settings_tell_them_apart() {
+    let name = "a_daemon_on_the_network_of_another_says_which_settings_tell_them_apart";
+    let (one, other) = (Banger::new(), Banger::new());
+    let network = "[network]\nbridge = \"bgr-twice\"\nsubnet = \"10.213.77.0/24\"\n";
+    for banger in [&one, &other] {
+        std::fs::write(banger.config(), network).unwrap();
+    }
+    let rows = one.run(&["doctor", "--json"]).text();
+    let rows: Vec<Value> = serde_json::from_str(&rows).unwrap();
+    if !is_root() || row(&rows, "taps")["verdict"] != "PASS" {
+        return skip(name, "this user may not make taps");
+    }
+    other.ok(&["vm", "list"]);
+    let log = std::fs::read_to_string(other.state().join("bangerd.log")).unwrap();
+    let line = log.lines().find(|line| line.contains("no resolver"));
+    let line = line.unwrap_or_else(|| panic!("nothing about the resolver in {log}"));
+    assert!(line.contains("10.213.77.1"), "{line}");
+    assert!(
+        line.contains("network.subnet") && line.contains("network.bridge"),
+        "{line}"
+    );
+}
