@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -46,6 +47,24 @@ pub fn run(name: &str, test: impl FnOnce(&mut Lab) + Send) {
     });
 }
 
+/// Gives a test a host with folders of its own and this machine's network: for steps
+/// that leave it alone.
+pub fn on_this_machine(test: impl FnOnce(&RealHost)) {
+    let folder = tempfile::tempdir().unwrap();
+    test(&RealHost::new(
+        layout_in(folder.path()),
+        Settings::default(),
+    ));
+}
+
+fn layout_in(folder: &Path) -> Layout {
+    Layout {
+        state: folder.join("state"),
+        cache: folder.join("cache"),
+        runtime: folder.join("runtime"),
+    }
+}
+
 fn lack() -> Option<&'static str> {
     let works = |program: &str, arguments: &[&str]| {
         let output = Command::new(program).args(arguments).output();
@@ -67,14 +86,8 @@ fn lack() -> Option<&'static str> {
 impl Lab {
     fn new() -> Lab {
         let folder = tempfile::tempdir().unwrap();
-        let below = |name: &str| folder.path().join(name);
-        let layout = Layout {
-            state: below("state"),
-            cache: below("cache"),
-            runtime: below("runtime"),
-        };
         Lab {
-            host: RealHost::new(layout, Settings::default()),
+            host: RealHost::new(layout_in(folder.path()), Settings::default()),
             machine: Namespace::new(),
             internet: None,
             _folder: folder,

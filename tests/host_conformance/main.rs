@@ -5,9 +5,12 @@
 #![allow(clippy::unwrap_used, reason = "a test's helper fails its test")]
 #![allow(clippy::print_stdout, reason = "a skipped test says so")]
 
+mod cgroup;
 mod guest;
 mod lab;
 mod packets;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::net::Ipv4Addr;
 

@@ -9,6 +9,7 @@
 //! | [`terminal::Terminal`] | a command on a terminal of its own |
 //! | [`events`] | waiting for a file or a state, without sleeping |
 //! | [`census::Census`] | what exists on this host, to compare before and after |
+//! | [`inside::Inside`] | tests of this very binary, run again inside a guest |
 //! | [`skip`] | a test whose host lacks something says so by name |
 //!
 //! `BANGER_BIN` names the binary to test (the optimised one, under scripts/test.sh);
@@ -22,6 +23,7 @@
 
 pub mod census;
 pub mod events;
+pub mod inside;
 pub mod running;
 pub mod seed;
 pub mod terminal;
