@@ -51,6 +51,10 @@ pub fn prepare(images: &[&str]) -> PathBuf {
     let folder = cache_root().join("seeds");
     fs::create_dir_all(&folder).expect("the test cache takes a folder");
     let seed = folder.join(format!("{}-{:016x}", images.join("+"), fingerprint()));
+    if seed.exists() {
+        // Whole since it has its name: no need to wait for whoever makes another.
+        return seed;
+    }
     let lock = File::create(folder.join("lock")).expect("the test cache takes a file");
     lock.lock().expect("a file of ours can be locked");
     if !seed.exists() {
@@ -112,7 +116,9 @@ fn fingerprint() -> u64 {
     }
     files.sort();
     for file in files {
-        file.hash(&mut hasher);
+        // Relative, so that every checkout of the same sources shares its seeds.
+        let name = file.strip_prefix(root);
+        name.expect("found below the root").hash(&mut hasher);
         fs::read(&file)
             .expect("a source file can be read")
             .hash(&mut hasher);
