@@ -7,6 +7,8 @@ use std::path::Path;
 
 use support::census::Census;
 use support::events::{ask_until, wait_for_folder};
+use support::running::Running;
+use support::terminal::Terminal;
 use support::{Banger, DEADLINE};
 
 const IMAGE: &str = "debian-minimal";
@@ -124,4 +126,37 @@ fn daemon_killed_during_stop_and_delete_finishes_them_later() {
     rest(&banger);
     banger.run(&["vm", "delete", "a"]);
     assert_eq!(before.changes(&Census::take(&banger)), [""; 0]);
+}
+
+#[test]
+fn daemon_killed_in_the_middle_of_a_stream_loses_no_byte_of_it() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.boot("a");
+    let block: Vec<u8> = (0..=255u8).cycle().take(65_521).collect();
+    let sent: Vec<u8> = block.iter().copied().cycle().take(16 << 20).collect();
+    let (first, second) = sent.split_at(9 << 20);
+    let mut stream = Running::with_open_input(banger.command(&["vm", "exec", "a", "--", "cat"]));
+    let mut shell = Terminal::start(&banger, &["vm", "shell", "a"], 80, 24);
+    shell.type_in("word=kept; echo be''fore\n");
+    shell.wait_for("before");
+    // Bytes are on their way in both directions: the second half has not even begun.
+    stream.type_in(first);
+    stream.wait_for_bytes(1 << 20);
+
+    banger.kill_daemon();
+
+    stream.type_in(second);
+    stream.end_input();
+    let ran = stream.finish(DEADLINE);
+    assert_eq!(ran.code(), Some(0), "{}", ran.error());
+    assert_eq!(ran.stdout.len(), sent.len());
+    assert!(ran.stdout == sent, "other bytes came back");
+    // The same shell, with what it knew, and no daemon at all so far.
+    shell.type_in("echo $word af''ter\n");
+    shell.wait_for("kept after");
+    assert_eq!(banger.daemon(), None);
+    shell.type_in("exit 5\n");
+    assert_eq!(shell.finish(), Some(5));
+    // The next daemon finds the VM as it was.
+    assert_eq!(banger.exec("a", &["echo", "still here"]), "still here");
 }

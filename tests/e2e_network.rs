@@ -2,7 +2,11 @@
 
 mod support;
 
-use support::{Banger, is_root, skip};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+
+use support::census::Census;
+use support::{Banger, DEADLINE, is_root, skip};
 
 const IMAGE: &str = "debian-minimal";
 
@@ -61,4 +65,61 @@ fn guests_do_not_reach_each_other_nor_the_host() {
     // bash opens /dev/tcp by itself; a refused connection would say so at once.
     let script = format!("timeout 3 bash -c 'echo > /dev/tcp/{other}/22'; echo $?");
     assert_eq!(banger.exec("a", &["sh", "-c", &script]), "124");
+}
+
+/// A port of this host that nobody listens on.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    let address = listener.local_addr();
+    address.expect("a bound socket has an address").port()
+}
+
+/// Answers one client on port 7000 of the guest. perl is part of every Debian.
+const SERVER: &str = r#"
+    $l = IO::Socket::INET->new(Listen => 1, LocalPort => 7000) or die "listen: $!";
+    $| = 1; print "listening\n";
+    $c = $l->accept; $line = <$c>; print $c "guest heard $line"; close $c;
+"#;
+
+#[test]
+fn published_port_leads_a_client_of_the_host_to_a_server_in_the_guest() {
+    let banger = Banger::with_images(&[IMAGE]);
+    let port = free_port();
+    let publish = format!("{port}:7000");
+    let run = ["vm", "run", "-d", "--net", "user", "--image", IMAGE];
+    let run = |name: &str| banger.run(&[&run[..], &["-p", &publish, "--name", name]].concat());
+    let first = run("a");
+    assert_eq!(first.code(), Some(0), "{first:?}");
+    let server = banger.start(&[
+        "vm",
+        "exec",
+        "a",
+        "--",
+        "perl",
+        "-MIO::Socket",
+        "-e",
+        SERVER,
+    ]);
+    server.wait_for_output("listening");
+
+    let mut client = TcpStream::connect(("127.0.0.1", port)).expect("the port is published");
+    client.write_all(b"hello\n").expect("the guest reads");
+    let mut answer = String::new();
+    client
+        .read_to_string(&mut answer)
+        .expect("the guest answers");
+
+    assert_eq!(answer, "guest heard hello\n");
+    assert_eq!(server.finish(DEADLINE).code(), Some(0));
+
+    // The port is taken now: the next VM that wants it is refused, and leaves nothing.
+    let before = Census::take(&banger);
+    let second = run("b");
+    assert_eq!(second.code(), Some(125), "{second:?}");
+    for word in ["--publish", &port.to_string()] {
+        assert!(second.error().contains(word), "no {word}: {second:?}");
+    }
+    assert_eq!(banger.ok(&["vm", "list", "--quiet"]), "a");
+    assert_eq!(before.changes(&Census::take(&banger)), [""; 0]);
+    assert_eq!(banger.phase("a"), "running");
 }

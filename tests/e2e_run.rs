@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use support::census::Census;
 use support::events::{ask_until, wait_for_folder};
 use support::running::Running;
-use support::{Banger, DEADLINE};
+use support::{Banger, COMMAND_DEADLINE, DEADLINE};
 
 const IMAGE: &str = "debian-minimal";
 
@@ -213,4 +213,52 @@ fn interrupt_reaches_the_guests_process_group() {
         (Some(7), "caught\n"),
         "{ran:?}"
     );
+}
+
+#[test]
+fn second_interrupt_ends_the_client_and_rm_deletes_all_the_same() {
+    let banger = Banger::with_images(&[IMAGE]);
+    // Nothing in this guest is impressed by an interrupt.
+    let script = "trap '' INT; echo ready; while :; do sleep 1000; done";
+    let client = banger.start(&[
+        "vm", "run", "--rm", "--image", IMAGE, "--", "sh", "-c", script,
+    ]);
+    client.wait_for_output("ready");
+
+    client.signal(Signal::INT);
+    // A second one that came before the first was taken would be the same one.
+    ask_until(|| client.is_pending(Signal::INT), |pending| !pending);
+    client.signal(Signal::INT);
+
+    let ran = client.finish(DEADLINE);
+    assert_eq!(ran.code(), Some(130), "{ran:?}");
+    let names = ask_until(|| banger.ok(&["vm", "list", "--quiet"]), String::is_empty);
+    assert_eq!(names, "");
+}
+
+#[test]
+fn ten_runs_at_once_have_their_own_output_and_leave_nothing() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.ok(&["vm", "run", "--rm", "--image", IMAGE, "--", "true"]);
+    let before = Census::take(&banger);
+    let small = ["vm", "run", "--rm", "--memory", "256M", "--image", IMAGE];
+
+    let clients: Vec<Running> = (0..10)
+        .map(|n| {
+            let script = format!("read word; echo $word $(hostname); echo own {n} >&2; exit {n}");
+            let name = format!("v{n}");
+            let rest = ["--name", &name, "--", "sh", "-c", &script];
+            let command = banger.command(&[small.as_slice(), rest.as_slice()].concat());
+            Running::spawn(command, format!("hello{n}\n").into_bytes())
+        })
+        .collect();
+
+    for (n, client) in clients.into_iter().enumerate() {
+        let ran = client.finish(COMMAND_DEADLINE);
+        assert_eq!(ran.text(), format!("hello{n} v{n}\n"), "{ran:?}");
+        assert!(ran.error().contains(&format!("own {n}\n")), "{ran:?}");
+        assert_eq!(ran.code(), i32::try_from(n).ok(), "{ran:?}");
+    }
+    assert_eq!(banger.ok(&["vm", "list", "--quiet"]), "");
+    assert_eq!(before.changes(&Census::take(&banger)), [""; 0]);
 }

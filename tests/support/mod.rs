@@ -10,6 +10,7 @@
 //! | [`events`] | waiting for a file or a state, without sleeping |
 //! | [`census::Census`] | what exists on this host, to compare before and after |
 //! | [`inside::Inside`] | tests of this very binary, run again inside a guest |
+//! | [`image::add`] | an image of a test's own |
 //! | [`skip`] | a test whose host lacks something says so by name |
 //!
 //! `BANGER_BIN` names the binary to test (the optimised one, under scripts/test.sh);
@@ -23,6 +24,7 @@
 
 pub mod census;
 pub mod events;
+pub mod image;
 pub mod inside;
 pub mod running;
 pub mod seed;

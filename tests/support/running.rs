@@ -106,9 +106,22 @@ impl Running {
     }
 
     /// Writes to the open input.
-    pub fn type_in(&mut self, text: &str) {
+    pub fn type_in(&mut self, text: impl AsRef<[u8]>) {
         let stdin = self.stdin.as_mut().expect("the input was left open");
-        stdin.write_all(text.as_bytes()).expect("the command reads");
+        stdin.write_all(text.as_ref()).expect("the command reads");
+    }
+
+    /// Closes the open input.
+    pub fn end_input(&mut self) {
+        self.stdin = None;
+    }
+
+    /// Waits until standard output holds at least so many bytes, and takes none.
+    #[track_caller]
+    pub fn wait_for_bytes(&self, count: usize) {
+        let holds = |seen: &Seen| seen.bytes.len() >= count || seen.ended;
+        let in_time = self.stdout.wait(super::DEADLINE, holds);
+        assert!(in_time, "less than {count} bytes in time");
     }
 
     /// Waits until standard output holds this text, and takes what there is.
@@ -141,6 +154,17 @@ impl Running {
     pub fn signal(&self, signal: Signal) {
         rustix::process::kill_process(self.raw_pid(), signal)
             .expect("a child of ours can be signalled");
+    }
+
+    /// Whether a signal was sent to the process and not taken by it yet (ShdPnd of
+    /// proc_pid_status(5)).
+    pub fn is_pending(&self, signal: Signal) -> bool {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let status = status.expect("a child that was not reaped has a status");
+        let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"));
+        let pending = pending.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        let mask = pending.expect("the kernel says what is pending");
+        mask & (1 << (signal.as_raw() - 1)) != 0
     }
 
     /// Waits for the end; kills it and fails the test when the deadline passes.
