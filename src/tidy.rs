@@ -10,12 +10,14 @@
 //! | [`layers`] | who may import whom: the drawing in docs/architecture.md |
 //! | [`bans`] | words that must not appear, and where |
 //! | [`functions`] | lengths of functions and files, with a ratchet |
+//! | [`repeats`] | passages that are there twice |
 //! | [`documents`] | links, paths and recipes that the documents name |
 
 mod bans;
 mod documents;
 mod functions;
 mod layers;
+mod repeats;
 mod source;
 
 use std::path::{Path, PathBuf};

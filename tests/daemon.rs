@@ -1,11 +1,35 @@
-//! The daemon that cannot or must not start: a store that is damaged, a
+//! The daemon that cannot or must not start: a store that it does not understand, a
 //! configuration that cannot be read, another daemon in its place. What it says, what
 //! `banger doctor` makes of it, and that nothing is changed.
 
 mod support;
 
+use std::path::Path;
+
 use serde_json::Value;
 use support::{Banger, is_root, skip};
+
+/// Begins a store as the program makes it, and ends its daemon.
+fn store_of(banger: &Banger) -> std::path::PathBuf {
+    banger.ok(&["vm", "list"]);
+    banger.ok(&["daemon", "stop"]);
+    banger.state().join("store.redb")
+}
+
+/// Makes a store one of this version, as a later program would leave it.
+fn set_version(store: &Path, version: u64) {
+    let meta: redb::TableDefinition<'_, &str, u64> = redb::TableDefinition::new("meta");
+    let database = redb::Database::open(store).expect("a store of ours can be opened");
+    let transaction = database.begin_write().expect("a store takes a transaction");
+    {
+        let mut table = transaction.open_table(meta).expect("a store has a version");
+        let before = table
+            .insert("schema", version)
+            .expect("a version can be set");
+        assert_eq!(before.map(|version| version.value()), Some(1));
+    }
+    transaction.commit().expect("a store takes a version");
+}
 
 /// Runs doctor, which must fail; its rows.
 #[track_caller]
@@ -49,6 +73,38 @@ fn assert_machine_rows(rows: &[Value]) {
     ] {
         row(rows, name);
     }
+}
+
+#[test]
+fn a_store_of_a_newer_version_is_refused_with_both_versions_and_left_as_it_is() {
+    let banger = Banger::new();
+    let store = store_of(&banger);
+    set_version(&store, 7);
+    let before = std::fs::read(&store).unwrap();
+    let ran = banger.run(&["vm", "list"]);
+    assert_eq!(ran.code(), Some(74), "{ran:?}");
+    let said = ran.error();
+    assert!(
+        said.contains("version 7") && said.contains("knows 1"),
+        "{said}"
+    );
+    assert!(said.contains("hint: Run the newer banger"), "{said}");
+    let by_hand = banger.run(&["role", "bangerd"]);
+    assert_eq!(by_hand.code(), Some(74), "{by_hand:?}");
+    assert!(by_hand.error().contains("version 7"), "{by_hand:?}");
+    let rows = failing_doctor(&banger);
+    let bangerd = row(&rows, "bangerd");
+    assert_eq!(bangerd["verdict"], "FAIL");
+    let detail = bangerd["detail"].as_str().unwrap();
+    assert!(
+        detail.contains("version 7") && detail.contains("knows 1"),
+        "{detail}"
+    );
+    assert!(
+        std::fs::read(&store).unwrap() == before,
+        "the store was changed"
+    );
+    assert!(banger.daemon().is_none());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use argh::{ArgsInfo, FromArgs};
 use super::context::{Context, unexpected};
 use super::render::{self, Paint};
 use super::table::Table;
-use super::words::{ago, size};
+use super::words::{ago, size, state};
 use crate::failure::Failure;
 use crate::model::ids::ImageName;
 use crate::proto::reply::{ImageView, Reply};
@@ -77,7 +77,10 @@ fn table(images: &[ImageView], now: u64) -> Table {
             (paint, here(size(image.allocated))),
             (paint, here(image.used_by.len().to_string())),
             (paint, created),
-            (paint, image.source.clone()),
+            match &image.damaged {
+                Some(damage) => (Paint::Red, format!("damaged: {damage}")),
+                None => (paint, image.source.clone()),
+            },
         ]);
     }
     table
@@ -116,6 +119,7 @@ impl ImageShow {
             ("content", image.content),
             ("size", size(image.size)),
             ("on disk", size(image.allocated)),
+            ("state", state(image.damaged.as_deref())),
             ("source", image.source),
             (
                 "created",
@@ -136,7 +140,7 @@ impl ImageShow {
     example = "banger image pull debian-minimal --force"
 )]
 pub struct ImagePull {
-    /// also when the store has it already
+    /// also when the store has it already, whole
     #[argh(switch, short = 'f')]
     pub force: bool,
     /// print the name only

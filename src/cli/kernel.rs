@@ -5,7 +5,7 @@ use argh::{ArgsInfo, FromArgs};
 use super::context::{Context, unexpected};
 use super::render::{self, Paint};
 use super::table::Table;
-use super::words::{ago, size};
+use super::words::{ago, size, state};
 use crate::failure::Failure;
 use crate::model::ids::KernelName;
 use crate::proto::reply::{KernelView, Reply};
@@ -77,7 +77,10 @@ fn table(kernels: &[KernelView], now: u64) -> Table {
             (paint, here(size(kernel.allocated))),
             (paint, here(kernel.used_by.len().to_string())),
             (paint, created),
-            (paint, kernel.source.clone()),
+            match &kernel.damaged {
+                Some(damage) => (Paint::Red, format!("damaged: {damage}")),
+                None => (paint, kernel.source.clone()),
+            },
         ]);
     }
     table
@@ -116,6 +119,7 @@ impl KernelShow {
             ("content", kernel.content),
             ("release", kernel.release),
             ("on disk", size(kernel.allocated)),
+            ("state", state(kernel.damaged.as_deref())),
             ("source", kernel.source),
             (
                 "created",
@@ -135,7 +139,7 @@ impl KernelShow {
     example = "banger kernel pull debian-6.1-cloud"
 )]
 pub struct KernelPull {
-    /// also when the store has it already
+    /// also when the store has it already, whole
     #[argh(switch, short = 'f')]
     pub force: bool,
     /// print the name only

@@ -34,6 +34,14 @@ pub fn ago(seconds: u64) -> String {
     }
 }
 
+/// Whether the files of an image or a kernel are whole.
+pub fn state(damage: Option<&str>) -> String {
+    match damage {
+        Some(damage) => format!("damaged: {damage}"),
+        None => "whole".to_owned(),
+    }
+}
+
 /// `1 file`, `2 files`.
 pub fn count(number: u64, one: &str) -> String {
     match number {

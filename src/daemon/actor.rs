@@ -15,6 +15,7 @@ use std::rc::Rc;
 
 use smol::channel::Receiver;
 
+use super::base::Base;
 use super::clients::Input;
 use super::dns::zone::Names;
 use super::moment;
@@ -217,7 +218,13 @@ impl Actor {
                 step,
                 deadline_ms,
             } => {
-                self.shell.run_step(vm, token, verb, step, deadline_ms);
+                let spec = self.mind.vm(vm).map(|record| &record.spec);
+                let base = spec.map(|spec| Base {
+                    image: spec.image.clone(),
+                    kernel: spec.kernel.clone(),
+                });
+                self.shell
+                    .run_step(vm, token, verb, step, deadline_ms, base);
             }
             Action::CancelStep { token, .. } => self.shell.cancel_step(token),
             Action::AcceptGuest { vm } => self.accept_guest(vm),
@@ -311,8 +318,8 @@ impl Actor {
             MindReply::Vms(records) => Reply::Vms {
                 vms: records.iter().map(|record| self.vm_view(record)).collect(),
             },
-            MindReply::Image(image) => Reply::Image(views::image(&image, self.mind.vms())),
-            MindReply::Kernel(kernel) => Reply::Kernel(views::kernel(&kernel, self.mind.vms())),
+            MindReply::Image(image) => Reply::Image(self.image_view(&image)),
+            MindReply::Kernel(kernel) => Reply::Kernel(self.kernel_view(&kernel)),
             MindReply::Images(images) => Reply::Images {
                 images: self.image_views(&images),
             },
@@ -336,9 +343,7 @@ impl Actor {
     }
 
     fn image_views(&self, images: &[Image]) -> Vec<ImageView> {
-        let present = images
-            .iter()
-            .map(|image| views::image(image, self.mind.vms()));
+        let present = images.iter().map(|image| self.image_view(image));
         let mut all: Vec<_> = present.collect();
         for entry in &self.about.catalog.images {
             if !images.iter().any(|image| image.name == entry.name) {
@@ -349,9 +354,7 @@ impl Actor {
     }
 
     fn kernel_views(&self, kernels: &[Kernel]) -> Vec<KernelView> {
-        let present = kernels
-            .iter()
-            .map(|kernel| views::kernel(kernel, self.mind.vms()));
+        let present = kernels.iter().map(|kernel| self.kernel_view(kernel));
         let mut all: Vec<_> = present.collect();
         for entry in &self.about.catalog.kernels {
             if !kernels.iter().any(|kernel| kernel.name == entry.name) {
@@ -359,6 +362,14 @@ impl Actor {
             }
         }
         all
+    }
+
+    fn image_view(&self, image: &Image) -> ImageView {
+        views::image(image, self.mind.vms(), &self.shell.layout)
+    }
+
+    fn kernel_view(&self, kernel: &Kernel) -> KernelView {
+        views::kernel(kernel, self.mind.vms(), &self.shell.layout)
     }
 
     fn vm_view(&self, record: &VmRecord) -> crate::proto::reply::VmView {

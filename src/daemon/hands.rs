@@ -11,11 +11,9 @@ use std::time::Duration;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
-use crate::host::layout::Layout;
 use crate::host::{Host, RealHost};
-use crate::image::manifest;
 use crate::model::net::Subnet;
-use crate::plan::step::{Fault, FaultKind, Machine, Presence, Step};
+use crate::plan::step::{Fault, FaultKind, Presence, Step};
 use crate::proto::helper::{
     HELPER_VERSION, HelperCall, HelperReply, HelperRequest, HelperStep, HelperVerb, MAX_LINE,
 };
@@ -51,20 +49,8 @@ impl Hands {
     }
 }
 
-/// A damaged kernel or image is told before it is only a guest that never answers. Sizes
-/// and first blocks only: microseconds.
-fn check_content(layout: &Layout, machine: &Machine) -> Result<(), Fault> {
-    let image = layout.images().join(machine.image.as_str());
-    manifest::check(&image, &machine.image)
-        .and_then(|()| manifest::check(&layout.kernel(&machine.kernel), &machine.kernel))
-        .map_err(|failure| Fault::new(FaultKind::Missing, failure.to_string()).remedy(failure.hint))
-}
-
 impl Host for Hands {
     fn ensure(&self, step: &Step) -> Result<(), Fault> {
-        if let Step::Vmm { machine, .. } = step {
-            check_content(self.real.layout(), machine)?;
-        }
         match self.by_helper(HelperVerb::Ensure, step) {
             Some(outcome) => outcome.map(drop),
             None => self.real.ensure(step),
@@ -153,36 +139,6 @@ fn converse(socket: &Path, call: &HelperCall) -> io::Result<(HelperReply, Vec<Ow
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::Settings;
-    use crate::model::ids::VmId;
-    use crate::model::net::NetMode;
-    use crate::model::units::Bytes;
-    use crate::model::vm::VmmKind;
-
-    #[test]
-    fn a_base_that_is_not_there_is_named_before_a_vmm_starts() {
-        let folder = tempfile::tempdir().unwrap();
-        let layout = Layout {
-            state: folder.path().join("state"),
-            cache: folder.path().join("cache"),
-            runtime: folder.path().join("run"),
-        };
-        let hands = Hands::new(RealHost::new(layout, Settings::default()), None);
-        let machine = Machine {
-            kind: VmmKind::QemuTcg,
-            vcpu: 1,
-            memory: Bytes::mib(128),
-            image: "00000000000000aa".parse().unwrap(),
-            kernel: "00000000000000bb".parse().unwrap(),
-            net: NetMode::None,
-            publish: Vec::new(),
-        };
-        let vm = VmId::from_bits(1);
-        let fault = hands.ensure(&Step::Vmm { vm, machine }).unwrap_err();
-        assert_eq!(fault.kind, FaultKind::Missing);
-        assert!(fault.what.contains("00000000000000aa"), "{fault}");
-        assert!(fault.remedy.unwrap().contains("image pull"));
-    }
 
     #[test]
     fn a_helper_that_is_not_there_is_named() {

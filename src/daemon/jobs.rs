@@ -9,11 +9,12 @@ use std::sync::Arc;
 use smol::LocalExecutor;
 use smol::channel::Sender;
 
+use super::base;
 use super::clients::Input;
 use crate::failure::Failure;
 use crate::host::layout::Layout;
 use crate::image::job::{Cancel, Job, Stage};
-use crate::image::store;
+use crate::image::{kernel, rootfs, store};
 use crate::model::ids::ContentId;
 use crate::plan::event::{Event, JobId, JobResult, JobWork};
 use crate::plan::request::{PullKey, PullProgress};
@@ -91,38 +92,45 @@ fn carry_out(
     inbox: &Sender<Input>,
 ) -> Result<JobResult, Failure> {
     match work {
-        JobWork::Pull(key) => {
-            let what = key.to_string();
-            // Progress that the loop has no room for is dropped: the next is as good.
-            let progress = |stage: Stage| {
-                let progress = PullProgress {
-                    what: what.clone(),
-                    stage: stage_words(&stage),
-                    done: stage.current.unwrap_or(0),
-                    total: stage.total,
-                };
-                let _ = inbox.try_send(Input::Event(Event::JobProgress { job, progress }));
-            };
-            let job = Job {
-                layout,
-                cancel,
-                progress: &progress,
-            };
-            match key {
-                PullKey::Image(name) => {
-                    crate::image::rootfs::pull_image(&job, name).map(JobResult::Image)
-                }
-                PullKey::Kernel(name) => {
-                    crate::image::kernel::pull_kernel(&job, name).map(JobResult::Kernel)
-                }
-            }
+        JobWork::Check { key, content } => {
+            Ok(JobResult::Checked(base::damage(layout, key, content)))
         }
+        JobWork::Pull(key) => pull(job, key, layout, cancel, inbox),
         JobWork::Sweep { images, kernels } => {
-            crate::image::rootfs::sweep(layout)?;
+            rootfs::sweep(layout)?;
             remove_unnamed(&layout.images(), images)?;
             remove_unnamed(&layout.kernels(), kernels)?;
             Ok(JobResult::Removed)
         }
+    }
+}
+
+fn pull(
+    job: JobId,
+    key: &PullKey,
+    layout: &Layout,
+    cancel: &Cancel,
+    inbox: &Sender<Input>,
+) -> Result<JobResult, Failure> {
+    let what = key.to_string();
+    // Progress that the loop has no room for is dropped: the next is as good.
+    let progress = |stage: Stage| {
+        let progress = PullProgress {
+            what: what.clone(),
+            stage: stage_words(&stage),
+            done: stage.current.unwrap_or(0),
+            total: stage.total,
+        };
+        let _ = inbox.try_send(Input::Event(Event::JobProgress { job, progress }));
+    };
+    let job = Job {
+        layout,
+        cancel,
+        progress: &progress,
+    };
+    match key {
+        PullKey::Image(name) => rootfs::pull_image(&job, name).map(JobResult::Image),
+        PullKey::Kernel(name) => kernel::pull_kernel(&job, name).map(JobResult::Kernel),
     }
 }
 

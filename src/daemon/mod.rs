@@ -5,7 +5,7 @@
 //!  actor      the loop: input -> mind -> actions
 //!  shell      carries out actions
 //!  guests     listeners and watches of guests       guest   their conversations
-//!  jobs       pulls of images and kernels
+//!  jobs       pulls of images and kernels        base    whether those are whole
 //!  clients    accepts                               connection  one client's lines
 //!  translate, views    the wire's words and the mind's
 //! ```
@@ -13,6 +13,7 @@
 //! No lock, no polling: the loop owns everything, and everything else sends to it.
 
 pub mod actor;
+pub mod base;
 pub mod clients;
 pub mod connection;
 pub mod dns;

@@ -12,6 +12,7 @@ use smol::channel::Sender;
 use smol::future::{self, FutureExt};
 use smol::{LocalExecutor, Timer};
 
+use super::base::{self, Base};
 use super::clients::Input;
 use super::connection::{Outbox, Outgoing};
 use super::guest;
@@ -27,7 +28,7 @@ use crate::plan::event::{Event, JobId, RunToken, StepToken};
 use crate::plan::facts::HostFacts;
 use crate::plan::request::ClientId;
 use crate::plan::retry::Verb;
-use crate::plan::step::{Fault, FaultKind, Step};
+use crate::plan::step::{Fault, FaultKind, Step, StepKind};
 use crate::proto::agent::AGENT_PORT;
 use crate::proto::reply::{Line, Reply};
 use crate::proto::request as wire;
@@ -65,7 +66,7 @@ pub struct Shell {
 }
 
 impl Shell {
-    /// Does a step off the loop.
+    /// Does a step off the loop. A VMM is started only if `base` is whole.
     pub fn run_step(
         &mut self,
         vm: VmId,
@@ -73,6 +74,7 @@ impl Shell {
         verb: Verb,
         step: Step,
         deadline_ms: u64,
+        base: Option<Base>,
     ) {
         let inbox = self.inbox.clone();
         if let (Verb::Ensure, Step::Ready { vm }) = (verb, &step) {
@@ -93,9 +95,12 @@ impl Shell {
         }
         let host = self.host.clone();
         let kind = step.kind();
+        let base = base.filter(|_| kind == StepKind::Vmm);
         let task = self.executor.spawn(async move {
             let work = smol::unblock(move || match verb {
-                Verb::Ensure => host.ensure(&step),
+                Verb::Ensure => base
+                    .map_or(Ok(()), |base| base::check(host.real().layout(), &base))
+                    .and_then(|()| host.ensure(&step)),
                 Verb::Absent => host.absent(&step),
             });
             // Each step bounds its own waits. One that is late all the same (a disk that

@@ -2,11 +2,12 @@
 
 use std::os::unix::fs::MetadataExt;
 
+use super::base;
 use crate::host::layout::Layout;
 use crate::model::ids::VmId;
 use crate::model::image::{Image, Kernel};
 use crate::plan::record::VmRecord;
-use crate::plan::request as plan;
+use crate::plan::request::{self as plan, PullKey};
 use crate::plan::retry::Verb;
 use crate::plan::step::StepKind;
 use crate::proto::reply::{ImageView, KernelView, Progress, VmView};
@@ -57,7 +58,12 @@ fn allocated(vm: VmId, layout: &Layout) -> u64 {
 }
 
 /// An image of the store.
-pub fn image<'a>(image: &Image, vms: impl Iterator<Item = &'a VmRecord>) -> ImageView {
+pub fn image<'a>(
+    image: &Image,
+    vms: impl Iterator<Item = &'a VmRecord>,
+    layout: &Layout,
+) -> ImageView {
+    let key = PullKey::Image(image.name.clone());
     let users = vms.filter(|vm| vm.spec.image.content == image.content);
     ImageView {
         name: image.name.to_string(),
@@ -67,12 +73,18 @@ pub fn image<'a>(image: &Image, vms: impl Iterator<Item = &'a VmRecord>) -> Imag
         allocated: image.allocated.0,
         source: image.source.clone(),
         created_at: image.created_at,
+        damaged: base::damage(layout, &key, &image.content),
         used_by: users.map(|vm| vm.spec.name.to_string()).collect(),
     }
 }
 
 /// A kernel of the store.
-pub fn kernel<'a>(kernel: &Kernel, vms: impl Iterator<Item = &'a VmRecord>) -> KernelView {
+pub fn kernel<'a>(
+    kernel: &Kernel,
+    vms: impl Iterator<Item = &'a VmRecord>,
+    layout: &Layout,
+) -> KernelView {
+    let key = PullKey::Kernel(kernel.name.clone());
     let users = vms.filter(|vm| vm.spec.kernel.content == kernel.content);
     KernelView {
         name: kernel.name.to_string(),
@@ -82,6 +94,7 @@ pub fn kernel<'a>(kernel: &Kernel, vms: impl Iterator<Item = &'a VmRecord>) -> K
         allocated: kernel.allocated.0,
         source: kernel.source.clone(),
         created_at: kernel.created_at,
+        damaged: base::damage(layout, &key, &kernel.content),
         used_by: users.map(|vm| vm.spec.name.to_string()).collect(),
     }
 }
@@ -96,6 +109,7 @@ pub fn catalog_image(name: &str, source: &str) -> ImageView {
         allocated: 0,
         source: source.to_owned(),
         created_at: 0,
+        damaged: None,
         used_by: Vec::new(),
     }
 }
@@ -110,6 +124,7 @@ pub fn catalog_kernel(name: &str, source: &str) -> KernelView {
         allocated: 0,
         source: source.to_owned(),
         created_at: 0,
+        damaged: None,
         used_by: Vec::new(),
     }
 }

@@ -25,7 +25,7 @@ use super::modules::{Index, closure};
 use super::store::{self, Aside};
 use super::tree::Tree;
 use super::{program, vmlinux};
-use crate::failure::{Failure, FailureKind};
+use crate::failure::Failure;
 use crate::model::ids::{ContentId, KernelName};
 use crate::model::image::Kernel;
 
@@ -69,12 +69,7 @@ pub fn pull_kernel(job: &Job, name: &KernelName) -> Result<Kernel, Failure> {
 /// Something is missing or damaged; cancelled.
 pub fn verify_kernel(job: &Job, content: &ContentId, depth: Depth) -> Result<(), Failure> {
     let folder = job.layout.kernel(content);
-    Manifest::read(&folder, content)
-        .and_then(|manifest| manifest.verify(job, &folder, depth))
-        .map_err(|failure| match failure.kind {
-            FailureKind::Cancelled => failure,
-            _ => failure.hint("Run `banger kernel pull --force` to make it again."),
-        })
+    Manifest::read(&folder, content).and_then(|manifest| manifest.verify(job, &folder, depth))
 }
 
 /// A kernel that is in the store.

@@ -143,18 +143,6 @@ impl Manifest {
         Ok(())
     }
 
-    /// What to type to make this folder again.
-    fn remedy(&self) -> String {
-        let kind = match self.release {
-            Some(_) => "kernel",
-            None => "image",
-        };
-        format!(
-            "Run `banger {kind} pull {} --force` to make it again.",
-            self.name
-        )
-    }
-
     /// Bytes that the folder takes on the disk.
     pub fn allocated(&self, folder: &Path) -> Bytes {
         let blocks = self.files.iter().map(|file| {
@@ -175,15 +163,11 @@ impl Manifest {
 /// The quick check of a folder: no file is read but its first block. Before every start.
 ///
 /// # Errors
-/// The folder, its manifest or a file in it is missing or damaged; the hint says how to
-/// make it again.
+/// The folder, its manifest or a file in it is missing or damaged.
 pub fn check(folder: &Path, content: &ContentId) -> Result<(), Failure> {
-    let manifest = Manifest::read(folder, content).map_err(|failure| {
-        failure.hint("Run `banger image pull` and `banger kernel pull` with --force.")
-    })?;
+    let manifest = Manifest::read(folder, content)?;
     for file in &manifest.files {
-        file.look_at(&folder.join(&file.path))
-            .map_err(|failure| failure.hint(manifest.remedy()))?;
+        file.look_at(&folder.join(&file.path))?;
     }
     Ok(())
 }
@@ -356,8 +340,10 @@ mod tests {
             fs::write(&vmlinux, b"garbage at once").unwrap();
             assert!(check(Depth::Quick).is_err());
             manifest.write(folder.path()).unwrap();
+            assert!(super::check(folder.path(), &manifest.content()).is_err());
+            fs::write(folder.path().join(FILE), "garbage").unwrap();
             let failure = super::check(folder.path(), &manifest.content()).unwrap_err();
-            assert!(failure.hint.unwrap().contains("pull k --force`"));
+            assert!(failure.what.contains(FILE), "{failure}");
         });
     }
 }

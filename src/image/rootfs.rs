@@ -28,7 +28,7 @@ use super::recipe::{self, Builder, Recipe};
 use super::store::{self, Aside};
 use super::tarball::Tarball;
 use super::{program, subids};
-use crate::failure::{Failure, FailureKind};
+use crate::failure::Failure;
 use crate::host::layout::Layout;
 use crate::model::ids::{ContentId, ImageName};
 use crate::model::image::Image;
@@ -74,12 +74,7 @@ pub fn pull_image(job: &Job, name: &ImageName) -> Result<Image, Failure> {
 /// Something is missing or damaged; cancelled.
 pub fn verify_image(job: &Job, content: &ContentId, depth: Depth) -> Result<(), Failure> {
     let folder = job.layout.images().join(content.as_str());
-    Manifest::read(&folder, content)
-        .and_then(|manifest| manifest.verify(job, &folder, depth))
-        .map_err(|failure| match failure.kind {
-            FailureKind::Cancelled => failure,
-            _ => failure.hint("Run `banger image pull --force` to make it again."),
-        })
+    Manifest::read(&folder, content).and_then(|manifest| manifest.verify(job, &folder, depth))
 }
 
 /// An image that is in the store.

@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
 use super::job::at;
 use super::{orphans, program};
 use crate::failure::{Failure, FailureKind};
@@ -94,19 +96,38 @@ impl Aside {
         sound: impl FnOnce(&Path) -> bool,
     ) -> Result<PathBuf, Failure> {
         let target = self.parent.join(content.as_str());
-        if target.exists() {
-            if sound(&target) {
-                return Ok(target);
-            }
-            remove(&self.parent, content)?;
+        let damaged = target.exists();
+        if damaged && sound(&target) {
+            return Ok(target);
         }
         let owner = self.path.join(OWNER);
         fs::remove_file(&owner).map_err(at("remove", &owner))?;
         sync_tree(&self.path)?;
-        fs::rename(&self.path, &target).map_err(at("rename", &self.path))?;
-        self.kept = true;
+        match damaged {
+            // The damaged one has our name then, and goes with us.
+            true => exchange(&self.path, &target)?,
+            false => {
+                fs::rename(&self.path, &target).map_err(at("rename", &self.path))?;
+                self.kept = true;
+            }
+        }
         sync(&self.parent)?;
         Ok(target)
+    }
+}
+
+/// Changes two folders in one moment, so that a VM that starts finds one or the other. A
+/// file system that cannot (renameat2(2) says EINVAL) has a moment with neither.
+fn exchange(made: &Path, damaged: &Path) -> Result<(), Failure> {
+    match renameat_with(CWD, made, CWD, damaged, RenameFlags::EXCHANGE) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::INVAL) => {
+            let old = made.with_extension("old");
+            fs::rename(damaged, &old).map_err(at("rename", damaged))?;
+            fs::rename(made, damaged).map_err(at("rename", made))?;
+            discard(&old)
+        }
+        Err(error) => Err(at("rename", made)(error.into())),
     }
 }
 

@@ -119,6 +119,8 @@ pub enum JobResult {
     Image(Image),
     /// This kernel is in its place.
     Kernel(Kernel),
+    /// How the content that was looked at is damaged; `None` when it is whole.
+    Checked(Option<String>),
     /// What was to go is gone.
     Removed,
 }
@@ -126,6 +128,13 @@ pub enum JobResult {
 /// What a job does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JobWork {
+    /// Look whether what the store has of it is whole. Quick; changes nothing.
+    Check {
+        /// What.
+        key: PullKey,
+        /// Its content.
+        content: ContentId,
+    },
     /// Fetch or build it, written aside and renamed into place.
     Pull(PullKey),
     /// Remove the content of every image and kernel but these: runs while no pull does.

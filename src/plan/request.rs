@@ -301,6 +301,16 @@ pub enum PullKey {
     Kernel(KernelName),
 }
 
+impl PullKey {
+    /// What to type after `banger` to have it pulled.
+    pub fn pull_command(&self) -> String {
+        match self {
+            PullKey::Image(name) => format!("image pull {name}"),
+            PullKey::Kernel(name) => format!("kernel pull {name}"),
+        }
+    }
+}
+
 impl std::fmt::Display for PullKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -217,6 +217,9 @@ pub struct ImageView {
     pub source: String,
     /// Seconds since the epoch; 0 where not present.
     pub created_at: u64,
+    /// What is wrong with its files; absent when they are whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damaged: Option<String>,
     /// Names of the VMs that use it.
     pub used_by: Vec<String>,
 }
@@ -238,6 +241,9 @@ pub struct KernelView {
     pub source: String,
     /// Seconds since the epoch; 0 where not present.
     pub created_at: u64,
+    /// What is wrong with its files; absent when they are whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damaged: Option<String>,
     /// Names of the VMs that use it.
     pub used_by: Vec<String>,
 }

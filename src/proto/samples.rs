@@ -181,6 +181,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
         allocated: 180 << 20,
         source: "recipe debian-minimal".to_owned(),
         created_at: 1_795_000_000,
+        damaged: None,
         used_by: vec!["dev".to_owned()],
     };
     let kernel = KernelView {
@@ -191,6 +192,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
         allocated: 150 << 20,
         source: "linux-image-cloud-amd64".to_owned(),
         created_at: 1_795_000_000,
+        damaged: None,
         used_by: Vec::new(),
     };
     let status = Status {
@@ -241,14 +243,28 @@ fn replies() -> Vec<(&'static str, Reply)> {
                 images: vec![image.clone()],
             },
         ),
-        ("image", Reply::Image(image)),
+        ("image", Reply::Image(image.clone())),
+        (
+            "image_damaged",
+            Reply::Image(ImageView {
+                damaged: Some("check rootfs.ext4: it has 5 bytes instead of 9".to_owned()),
+                ..image
+            }),
+        ),
         (
             "kernels",
             Reply::Kernels {
                 kernels: vec![kernel.clone()],
             },
         ),
-        ("kernel", Reply::Kernel(kernel)),
+        ("kernel", Reply::Kernel(kernel.clone())),
+        (
+            "kernel_damaged",
+            Reply::Kernel(KernelView {
+                damaged: Some("read manifest.json: no such file".to_owned()),
+                ..kernel
+            }),
+        ),
         ("facts", Reply::Facts(facts)),
     ]
 }

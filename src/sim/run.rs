@@ -261,6 +261,10 @@ impl Run {
 
     fn do_job(&mut self, work: &JobWork) -> JobResult {
         match work {
+            JobWork::Check { content, .. } => {
+                let is_there = self.world.contents.contains(content);
+                JobResult::Checked((!is_there).then(|| "it is gone".to_owned()))
+            }
             JobWork::Pull(PullKey::Image(name)) => {
                 self.world.contents.insert(image_content());
                 JobResult::Image(image(name.clone()))

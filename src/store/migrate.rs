@@ -4,7 +4,7 @@
 //! the whole. A store of a newer version is refused untouched: an older program does
 //! not know what it would leave behind. A new store begins at the current version.
 
-use redb::{ReadableTable, TableDefinition, WriteTransaction};
+use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 
 use crate::failure::{Failure, FailureKind};
 
@@ -44,6 +44,20 @@ pub fn migrate(transaction: &WriteTransaction) -> Result<(), Failure> {
             .map_err(|error| storage(ATTEMPT, error))?;
     }
     Ok(())
+}
+
+/// Refuses a newer version, and changes nothing. A store without a version is new.
+///
+/// # Errors
+/// A newer version.
+pub fn check_version(transaction: &ReadTransaction) -> Result<(), Failure> {
+    let Ok(meta) = transaction.open_table(META) else {
+        return Ok(());
+    };
+    match meta.get(KEY) {
+        Ok(Some(version)) if version.value() > SCHEMA => Err(newer(version.value())),
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 fn newer(version: u64) -> Failure {

@@ -12,7 +12,7 @@ use redb::{
 use crate::failure::{Failure, FailureKind};
 use crate::plan::record::{Loaded, RowChange};
 
-use super::migrate::migrate;
+use super::migrate::{check_version, migrate};
 use super::rows::{self, Rows};
 
 /// Bytes of cache: redb's default of 1 GiB is for databases, not for a few hundred rows.
@@ -40,6 +40,7 @@ impl Store {
             .mode(0o600)
             .open(path)
             .map_err(|error| storage(&opening, error))?;
+        refuse_newer(path)?;
         let created = redb::Builder::new().set_cache_size(CACHE).create(path);
         let database = created.map_err(|error| refused(&opening, path, &error))?;
         Store::with_database(database)
@@ -113,6 +114,19 @@ impl Store {
             found.push((key.value().to_owned(), value.value().to_vec()));
         }
         Ok(found)
+    }
+}
+
+/// Looks at the version without writing: to open the file for writing changes it already.
+/// A store that cannot be read so (a new one, one that a crash has left, one in use) is
+/// left to the opening proper, which says what is wrong with it and looks again.
+fn refuse_newer(path: &Path) -> Result<(), Failure> {
+    let looked = redb::Builder::new()
+        .set_cache_size(CACHE)
+        .open_read_only(path);
+    match looked.ok().and_then(|database| database.begin_read().ok()) {
+        Some(transaction) => check_version(&transaction),
+        None => Ok(()),
     }
 }
 

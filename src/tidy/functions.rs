@@ -16,7 +16,7 @@ const FILE_LIMIT: usize = 600;
 
 /// How many functions outside of tests may be over the aim. The ratchet: when it is
 /// more than there are, lower it; never raise it.
-const OVER_AIM: usize = 60;
+const OVER_AIM: usize = 23;
 
 /// A function's first line, name and length in lines.
 struct Function {

@@ -1,6 +1,9 @@
 //! Images and kernels: pulls that several may wait for, deletions, and the sweep of
 //! contents that nothing names.
 //!
+//! A pull of what the store has already looks first whether it is whole, and makes it
+//! again if it is not.
+//!
 //! Two requests for the same pull share one job; it is cancelled when the last waiter
 //! leaves. A sweep and a pull never overlap: a pull's content has no row until it is
 //! done, so a sweep would take it for left-over.
@@ -28,6 +31,8 @@ struct Pull {
     /// `None`: waits until no sweep runs.
     job: Option<JobId>,
     cancelled: bool,
+    /// What the store has of it, which is enough if it is whole; `None`: to be made.
+    stored: Option<ContentId>,
     waiters: Vec<Waiter>,
 }
 
@@ -59,12 +64,20 @@ impl Pulls {
 
 impl Mind {
     pub(super) fn pull(&mut self, waiter: Waiter, key: PullKey, refresh: Refresh) {
-        if refresh == Refresh::Keep
-            && let Some(reply) = self.stored(&key)
-        {
-            return self.reply(waiter, reply);
+        let stored = match (refresh, &key) {
+            (Refresh::Again, _) => None,
+            (Refresh::Keep, PullKey::Image(name)) => self.images.get(name).map(|i| &i.content),
+            (Refresh::Keep, PullKey::Kernel(name)) => self.kernels.get(name).map(|k| &k.content),
+        };
+        let stored = stored.cloned();
+        let pull = self.pulls.pulls.entry(key).or_insert_with(|| Pull {
+            stored: stored.clone(),
+            ..Pull::default()
+        });
+        if stored.is_none() {
+            // Also for those who only want it whole: they wait for what is made.
+            pull.stored = None;
         }
-        let pull = self.pulls.pulls.entry(key).or_default();
         pull.waiters.push(waiter);
         self.advance_jobs();
     }
@@ -101,7 +114,10 @@ impl Mind {
             let pull = self.pulls.pulls.get_mut(&key).expect("listed just now");
             pull.job = Some(job);
             pull.cancelled = false;
-            let work = JobWork::Pull(key);
+            let work = match pull.stored.clone() {
+                Some(content) => JobWork::Check { key, content },
+                None => JobWork::Pull(key),
+            };
             self.out.push(Action::StartJob { job, work });
         }
     }
@@ -169,7 +185,33 @@ impl Mind {
         self.advance_jobs();
     }
 
+    /// A look at what the store has is done: that is all, unless it is damaged or somebody
+    /// came meanwhile who wants it made in any case.
+    fn checked(&mut self, key: PullKey, damage: Option<String>) {
+        let waiters = self.waiters_of(&key);
+        let stored = self.stored(&key);
+        let pull = self.pulls.pulls.get_mut(&key).expect("its job just ended");
+        let enough = damage.is_none() && pull.stored.is_some();
+        match stored.filter(|_| enough || waiters.is_empty()) {
+            Some(reply) => {
+                self.pulls.pulls.remove(&key);
+                self.reply_all(waiters, &reply);
+            }
+            None => {
+                (pull.job, pull.stored) = (None, None);
+                if let Some(damage) = damage {
+                    let note = format!("{key} is damaged and made again: {damage}");
+                    self.log(None, None, note.clone());
+                    self.progress(&waiters, &Progress::Note(note));
+                }
+            }
+        }
+    }
+
     fn pull_done(&mut self, key: PullKey, result: Result<JobResult, Failure>) {
+        if let Ok(JobResult::Checked(damage)) = result {
+            return self.checked(key, damage);
+        }
         let wanted_again = !self.waiters_of(&key).is_empty();
         let pull = self.pulls.pulls.get_mut(&key).expect("its job just ended");
         if result.is_err() && pull.cancelled && wanted_again {
@@ -198,13 +240,19 @@ impl Mind {
             (PullKey::Image(name), JobResult::Image(image)) if *name == image.name => {
                 self.out
                     .push(Action::Save(vec![RowChange::PutImage(image.clone())]));
-                self.images.insert(name.clone(), image.clone());
+                let before = self.images.insert(name.clone(), image.clone());
+                if before.is_some_and(|before| before.content != image.content) {
+                    self.want_sweep();
+                }
                 Ok(Reply::Image(image))
             }
             (PullKey::Kernel(name), JobResult::Kernel(kernel)) if *name == kernel.name => {
                 self.out
                     .push(Action::Save(vec![RowChange::PutKernel(kernel.clone())]));
-                self.kernels.insert(name.clone(), kernel.clone());
+                let before = self.kernels.insert(name.clone(), kernel.clone());
+                if before.is_some_and(|before| before.content != kernel.content) {
+                    self.want_sweep();
+                }
                 Ok(Reply::Kernel(kernel))
             }
             (key, _) => Err(Failure::bug(format!(

@@ -67,14 +67,10 @@ impl Mind {
 
     /// Refuses what is in the catalogue only: it must be here.
     pub(super) fn absent_here(key: &PullKey) -> Failure {
-        let (noun, name) = match key {
-            PullKey::Image(name) => ("image", name.to_string()),
-            PullKey::Kernel(name) => ("kernel", name.to_string()),
-        };
         Failure::not_found(format!(
             "find {key}: it is in the catalogue, but not on this machine"
         ))
-        .hint(format!("Run `banger {noun} pull {name}`."))
+        .hint(format!("Run `banger {}`.", key.pull_command()))
     }
 }
 

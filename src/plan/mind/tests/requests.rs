@@ -1,6 +1,7 @@
 //! Requests: refused, resolved, shared.
 
 use super::*;
+use crate::plan::request::Refresh;
 
 #[test]
 fn two_creations_share_one_pull_which_ends_with_the_last_waiter() {
@@ -176,7 +177,7 @@ fn cancelled_pull_that_is_wanted_again_starts_anew() {
     desk.end_sweep();
     let pull = || Request::ImagePull {
         name: target("debian-minimal"),
-        refresh: crate::plan::request::Refresh::Keep,
+        refresh: Refresh::Keep,
     };
     desk.ask(1, pull());
     let Some(Action::StartJob { job, .. }) = desk.jobs.first().cloned() else {
@@ -194,4 +195,106 @@ fn cancelled_pull_that_is_wanted_again_starts_anew() {
         .filter(|job| matches!(job, Action::StartJob { .. }));
     assert_eq!(started.count(), 2);
     assert!(desk.replies.is_empty());
+}
+
+fn pull_minimal(refresh: Refresh) -> Request {
+    Request::ImagePull {
+        name: target("debian-minimal"),
+        refresh,
+    }
+}
+
+/// Takes the last job asked for, which must be this one; says how it ended.
+#[track_caller]
+fn end_job(desk: &mut Desk, expected: &JobWork, result: JobResult) {
+    match desk.jobs.pop() {
+        Some(Action::StartJob { job, work }) if work == *expected => {
+            let result = Ok(result);
+            desk.hear(Event::JobDone { job, result });
+        }
+        other => panic!("{expected:?} was to be begun, and not {other:?}"),
+    }
+}
+
+fn check_and_make() -> (JobWork, JobWork) {
+    let key = PullKey::Image("debian-minimal".parse().unwrap());
+    let content = image("debian-minimal").content;
+    let check = JobWork::Check {
+        key: key.clone(),
+        content,
+    };
+    (check, JobWork::Pull(key))
+}
+
+#[test]
+fn pull_of_what_is_whole_only_looks() {
+    let mut desk = Desk::new(stocked());
+    desk.end_sweep();
+    desk.ask(1, pull_minimal(Refresh::Keep));
+    assert!(desk.replies.is_empty());
+    let (check, _) = check_and_make();
+    end_job(&mut desk, &check, JobResult::Checked(None));
+    assert_eq!(*desk.last_reply(), Reply::Image(image("debian-minimal")));
+    assert!(desk.jobs.is_empty() && desk.rows.is_empty());
+}
+
+#[test]
+fn pull_of_what_is_damaged_makes_it_again_under_its_name_and_sweeps_the_old() {
+    let mut desk = Desk::new(stocked());
+    desk.end_sweep();
+    desk.ask(1, create("dev", Removal::Keep));
+    desk.ask(1, pull_minimal(Refresh::Keep));
+    let (check, make) = check_and_make();
+    let damage = Some("it has 5 bytes".to_owned());
+    end_job(&mut desk, &check, JobResult::Checked(damage));
+    let made = Image {
+        content: "00000000000000cc".parse().unwrap(),
+        ..image("debian-minimal")
+    };
+    end_job(&mut desk, &make, JobResult::Image(made.clone()));
+    assert_eq!(*desk.last_reply(), Reply::Image(made.clone()));
+    // The VM keeps its base; what neither name nor VM means goes.
+    assert_eq!(
+        desk.vms()[0].spec.image.content,
+        image("debian-minimal").content
+    );
+    let Some(Action::StartJob { work, .. }) = desk.jobs.pop() else {
+        panic!("no sweep");
+    };
+    let JobWork::Sweep { images, .. } = work else {
+        panic!("no sweep but {work:?}");
+    };
+    assert_eq!(
+        images,
+        [image("debian-minimal").content, made.content].into()
+    );
+}
+
+#[test]
+fn forced_pull_that_comes_during_a_look_is_made_though_all_is_whole() {
+    let mut desk = Desk::new(stocked());
+    desk.end_sweep();
+    desk.ask(1, pull_minimal(Refresh::Keep));
+    desk.ask(2, pull_minimal(Refresh::Again));
+    let (check, make) = check_and_make();
+    end_job(&mut desk, &check, JobResult::Checked(None));
+    assert!(desk.replies.is_empty());
+    end_job(&mut desk, &make, JobResult::Image(image("debian-minimal")));
+    assert_eq!(desk.replies.len(), 2);
+}
+
+#[test]
+fn look_that_nobody_waits_for_any_more_makes_nothing() {
+    let mut desk = Desk::new(stocked());
+    desk.end_sweep();
+    desk.ask(1, pull_minimal(Refresh::Keep));
+    let look = desk.jobs.clone();
+    desk.hear(Event::ClientGone {
+        client: ClientId(1),
+    });
+    desk.jobs = look;
+    let (check, _) = check_and_make();
+    let damage = Some("it is gone".to_owned());
+    end_job(&mut desk, &check, JobResult::Checked(damage));
+    assert!(desk.jobs.is_empty(), "{:?}", desk.jobs);
 }
