@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use smol::channel::Sender;
 use smol::future::{self, FutureExt};
@@ -97,11 +97,17 @@ impl Shell {
         let kind = step.kind();
         let base = base.filter(|_| kind == StepKind::Vmm);
         let task = self.executor.spawn(async move {
-            let work = smol::unblock(move || match verb {
-                Verb::Ensure => base
-                    .map_or(Ok(()), |base| base::check(host.real().layout(), &base))
-                    .and_then(|()| host.ensure(&step)),
-                Verb::Absent => host.absent(&step),
+            let work = smol::unblock(move || {
+                let begun = Instant::now();
+                let result = match verb {
+                    Verb::Ensure => base
+                        .map_or(Ok(()), |base| base::check(host.real().layout(), &base))
+                        .and_then(|()| host.ensure(&step)),
+                    Verb::Absent => host.absent(&step),
+                };
+                let us = begun.elapsed().as_micros();
+                log::debug!(vm:%, us; "{verb:?} {}", kind.word());
+                result
             });
             // Each step bounds its own waits. One that is late all the same (a disk that
             // hangs) is waited for: given up, it could still take effect after `absent`

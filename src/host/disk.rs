@@ -9,7 +9,10 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
 
 use crate::model::units::Bytes;
 use crate::plan::step::{Fault, FaultKind, Presence};
@@ -74,8 +77,19 @@ pub fn ensure(disk: &Disk<'_>) -> Result<(), Fault> {
 }
 
 /// Removes the disk.
+///
+/// While somebody has the file open, its blocks stay: freeing those of a used disk takes
+/// tens of milliseconds, and longer on a busy disk. So it is held open past its name's
+/// end and let go by a thread; a daemon that dies meanwhile lets go as well.
 pub fn absent(path: &Path) -> Result<(), Fault> {
-    match fs::remove_file(path) {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let held = rustix::fs::open(path, flags, Mode::empty());
+    let removed = fs::remove_file(path);
+    if let Ok(held) = held {
+        // Without a thread to be had it is let go here, by dropping the closure.
+        let _let_go = thread::Builder::new().spawn(move || drop(held));
+    }
+    match removed {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(fault(format!("remove disk {}", path.display()), error)),

@@ -6,10 +6,12 @@
 
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use rustix::io::Errno;
 
+use super::process::ready;
 use crate::sys::netlink::{
     Attributes, Message, NLM_F_CREATE, NLM_F_EXCL, Netlink, attribute, number, text,
 };
@@ -231,6 +233,15 @@ impl Links {
     }
 }
 
+/// What [`LinkEvents::wait_or`] was told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// An interface changed.
+    Link,
+    /// The other descriptor has something to tell.
+    Other,
+}
+
 /// News of every change of an interface in this network namespace.
 #[derive(Debug)]
 pub struct LinkEvents {
@@ -248,6 +259,16 @@ impl LinkEvents {
     /// Waits for the next change; `ETIMEDOUT` after the deadline.
     pub fn wait(&self, deadline: Duration) -> io::Result<()> {
         self.netlink.wait(deadline)
+    }
+
+    /// Waits for the next change or until `other` is readable or closed, which is told
+    /// only where there is no change; `ETIMEDOUT` after the deadline.
+    pub fn wait_or(&self, other: BorrowedFd<'_>, deadline: Duration) -> io::Result<News> {
+        match ready(&[self.netlink.as_fd(), other], deadline)? {
+            Some(0) => self.wait(deadline).map(|()| News::Link),
+            Some(_) => Ok(News::Other),
+            None => Err(Errno::TIMEDOUT.into()),
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::cell::{Cell, Ref, RefCell};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -185,6 +185,12 @@ pub struct Netlink {
     sequence: Cell<u32>,
     /// Kept, because one of this size is mapped and unmapped each time.
     buffer: RefCell<Vec<u8>>,
+}
+
+impl AsFd for Netlink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 impl Netlink {

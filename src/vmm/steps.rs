@@ -124,7 +124,7 @@ impl Vmms {
         if self.probe_vmm(vm, machine)? == Presence::Present {
             return Ok(());
         }
-        self.absent_vmm(vm, machine)?;
+        self.clear_vmm(vm, machine)?;
         let parts = self.parts(vm, machine)?;
         let vmm = super::of(machine.kind);
         let control = match vmm.control() {
@@ -166,7 +166,21 @@ impl Vmms {
     }
 
     /// Ends the VMM and what keeps its console, and removes its control socket.
+    ///
+    /// The vsock back end is killed as soon as the VMM that it serves, not awaited: both
+    /// have the guest's memory mapped, and giving that back is most of what their ends
+    /// take. That it has ended is for its own step to see.
     pub fn absent_vmm(&self, vm: VmId, machine: &Machine) -> Result<(), Fault> {
+        let dying = self.vmm_processes(vm)?;
+        for process in dying.iter().chain(&self.vsock_processes(vm)?) {
+            process
+                .kill()
+                .map_err(|error| fault(format!("kill the processes of vm {vm}"), error))?;
+        }
+        self.clear_vmm(vm, machine)
+    }
+
+    fn clear_vmm(&self, vm: VmId, machine: &Machine) -> Result<(), Fault> {
         self.end(self.vmm_processes(vm)?, "VMM", vm)?;
         let keepers = self.processes(vm, &[console::marker(&self.layout.console_log(vm))])?;
         // They end by themselves once they have written what the guest said last.
