@@ -211,14 +211,16 @@ impl Session {
         {
             return Ok(Some(self.ended.unwrap_or(PIPE_BROKEN)));
         }
+        // Input before the stream: what is there already, or its end, travels with the
+        // request, and a guest is interrupted once.
+        if ready.input {
+            self.read_input();
+        }
         if ready.write_stream {
             self.write_stream();
         }
         if ready.read_stream {
             self.read_stream()?;
-        }
-        if ready.input {
-            self.read_input();
         }
         Ok(None)
     }

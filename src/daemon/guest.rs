@@ -10,6 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use smol::future::FutureExt;
 use smol::io::{AsyncReadExt, AsyncWriteExt};
 use smol::{Async, Timer};
@@ -175,7 +176,7 @@ async fn read_frame(stream: &Async<UnixStream>) -> Result<Frame, Failure> {
 /// The back end is gone, or the guest does not listen there.
 pub async fn dial(socket: &Path, port: u32) -> Result<UnixStream, Failure> {
     let attempt = async {
-        let stream = Async::<UnixStream>::connect(socket).await?;
+        let stream = Async::new(connect(socket)?)?;
         handshake(&stream, port).await?;
         let stream = stream.into_inner()?;
         // Async made it non-blocking, which whoever gets it would not expect.
@@ -189,6 +190,15 @@ pub async fn dial(socket: &Path, port: u32) -> Result<UnixStream, Failure> {
     attempt.or(limit).await.map_err(|error: io::Error| {
         Failure::failed(format!("connect to port {port} of the guest")).because(error)
     })
+}
+
+/// A Unix socket connects at once or not at all (EAGAIN where its backlog is full), so
+/// there is nothing that a reactor would have to be woken up for.
+fn connect(socket: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let stream = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&stream, &SocketAddrUnix::new(socket)?)?;
+    Ok(stream.into())
 }
 
 /// A running VM whose agent cannot be reached: its back end or its agent has died.
