@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout)]
 
 mod bare;
+mod instant;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
@@ -26,6 +27,8 @@ const QUICK_ROUNDS: usize = 50;
 const IDLE: Duration = Duration::from_secs(20);
 
 fn main() {
+    instant::play();
+    own_share();
     let banger = Banger::with_images(&[IMAGE]);
     banger.ok(&["vm", "run", "--rm", "--image", IMAGE, "--", "true"]);
     start(&banger);
@@ -34,6 +37,29 @@ fn main() {
     banger.ok(&["vm", "delete", "a"]);
     delete(&banger);
     idle(&banger);
+}
+
+/// What creation and deletion take where VMM and guest take nothing.
+fn own_share() {
+    let banger = Banger::with_images(&[IMAGE]);
+    instant::install(&banger);
+    let create = || {
+        banger.ok(&[
+            "vm", "create", "--name", "a", "--image", IMAGE, "--vmm", "qemu",
+        ]);
+    };
+    let delete = || {
+        banger.ok(&["vm", "delete", "a"]);
+    };
+    create();
+    delete();
+    let (mut created, mut deleted) = (Vec::new(), Vec::new());
+    for _ in 0..QUICK_ROUNDS {
+        created.push(time(create));
+        deleted.push(time(delete));
+    }
+    row("our share of create to ready", &Times::of(created));
+    row("our share of vm delete", &Times::of(deleted));
 }
 
 /// `vm run --rm -- true` against the bare VMM, taken in turns.
