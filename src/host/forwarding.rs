@@ -9,7 +9,7 @@
 
 use std::io;
 
-use crate::plan::step::Fault;
+use crate::plan::step::{Fault, FaultKind};
 
 use super::bridge::Bridge;
 use super::fault::fault;
@@ -48,8 +48,12 @@ pub fn is_ready(bridge: &str) -> Result<bool, Fault> {
     let mut needed = uplinks(bridge).map_err(failed)?;
     needed.push(bridge.to_owned());
     for interface in &needed {
-        if !sysctl::forwards(interface)? {
-            return Ok(false);
+        match sysctl::forwards(interface) {
+            Ok(true) => {}
+            Ok(false) => return Ok(false),
+            // A bridge that somebody removed carries nothing.
+            Err(fault) if fault.kind == FaultKind::Missing => return Ok(false),
+            Err(fault) => return Err(fault),
         }
     }
     Ok(true)

@@ -118,11 +118,14 @@ pub fn probe(tables: &Tables, wanted: &NetRules<'_>) -> Result<Presence, Fault> 
     let failed = |error: io::Error| fault(attempt("examine", wanted.vm), error);
     let elements = tables.examine(wanted).map_err(failed)?;
     let outdated = !tables.in_force(&wanted.bridge).map_err(failed)?;
-    let closed = wanted.outside == Outside::Nat && !forwarding::is_ready(wanted.bridge.name)?;
-    match elements {
-        Presence::Present if outdated || closed => Ok(Presence::Different),
-        found => Ok(found),
+    if elements != Presence::Present {
+        return Ok(elements);
     }
+    let closed = wanted.outside == Outside::Nat && !forwarding::is_ready(wanted.bridge.name)?;
+    Ok(match outdated || closed {
+        true => Presence::Different,
+        false => Presence::Present,
+    })
 }
 
 /// Both tables of one bridge, and the socket to them.

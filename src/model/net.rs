@@ -133,7 +133,7 @@ impl FromStr for Mac {
 }
 
 /// An IPv4 network: its address with the host bits cleared, and the prefix length.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Subnet {
     address: Ipv4Addr,
     prefix: u8,

@@ -109,7 +109,7 @@ pub enum Step {
 }
 
 /// Whether a guest's packets may leave the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outside {
     /// Only the host's resolver is reachable.
     Closed,
@@ -166,6 +166,22 @@ pub enum StepKind {
 }
 
 impl StepKind {
+    /// Every kind, in the order of declaration.
+    pub const ALL: [StepKind; 12] = [
+        StepKind::VmDirectory,
+        StepKind::UpperDisk,
+        StepKind::WorkDisk,
+        StepKind::RunDirectory,
+        StepKind::Tap,
+        StepKind::NetRules,
+        StepKind::Cgroup,
+        StepKind::VsockBackend,
+        StepKind::Vmm,
+        StepKind::Configured,
+        StepKind::Booted,
+        StepKind::Ready,
+    ];
+
     /// The word for logs, progress and rows.
     pub fn word(self) -> &'static str {
         match self {
@@ -289,5 +305,21 @@ impl Fault {
     pub fn remedy(mut self, remedy: Option<String>) -> Fault {
         self.remedy = remedy;
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_is_listed() {
+        assert_eq!(StepKind::ALL.len(), StepKind::Ready as usize + 1);
+        let words = StepKind::ALL.map(StepKind::word);
+        assert!(
+            words
+                .iter()
+                .all(|word| words.iter().filter(|w| *w == word).count() == 1)
+        );
     }
 }

@@ -10,6 +10,7 @@ use std::str::FromStr;
 use crate::model::net::NetRequest;
 use crate::plan::record::Removal;
 use crate::plan::request::{Force, Request};
+use crate::plan::retry::Verb;
 
 use super::client::{create, delete, reset, restart, start, stop};
 use super::moves::{Faults, Move};
@@ -101,6 +102,9 @@ fn fingerprint(run: &Run, interruptions: u32) -> u64 {
     let mut hasher = DefaultHasher::new();
     interruptions.hash(&mut hasher);
     run.world.hash_into(&mut hasher);
+    for (verb, step) in &run.helpers {
+        (*verb == Verb::Ensure, step.vm(), step.kind()).hash(&mut hasher);
+    }
     for vm in run.disk.vms.values() {
         (vm.id, vm.phase, vm.run_plan.len()).hash(&mut hasher);
         (vm.stuck.is_some(), vm.removal == Removal::Keep).hash(&mut hasher);

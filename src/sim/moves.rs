@@ -122,7 +122,7 @@ impl Run {
         if !faults.orders {
             moves.truncate(1);
         }
-        if !self.world.helpers.is_empty() {
+        if !self.helpers.is_empty() {
             moves.push(Move::HelperActs);
         }
         if moves.is_empty() {
@@ -134,7 +134,7 @@ impl Run {
 
     fn moves_without_daemon(&self) -> Vec<Move> {
         let mut moves = vec![Move::Restart];
-        if !self.world.helpers.is_empty() {
+        if !self.helpers.is_empty() {
             moves.push(Move::HelperActs);
         }
         moves
@@ -202,11 +202,8 @@ impl Run {
             moves.push(Move::Crash(Death::Reboot));
         }
         if faults.vmm_deaths {
-            let vmms = self
-                .world
-                .objects
-                .iter()
-                .filter(|(_, kind)| *kind == StepKind::Vmm);
+            let objects = self.world.objects.keys();
+            let vmms = objects.filter(|(_, kind)| *kind == StepKind::Vmm);
             moves.extend(vmms.map(|(vm, _)| Move::VmmDies(*vm)));
         }
         if faults.leaving {

@@ -12,13 +12,14 @@ use crate::plan::step::{Fault, FaultKind, StepKind};
 
 use super::moves::{Death, PowerOffFault};
 use super::run::{Flight, Run, ShellBug};
+use super::world::Turn;
 
 impl Run {
     pub(super) fn perform_next(&mut self, fault: Option<PowerOffFault>) {
         let action = self.actions.pop_front().expect("there is an action");
         match action {
             Action::Save(changes) => self.save(changes),
-            Action::KillHelpers => self.world.helpers.clear(),
+            Action::KillHelpers => self.helpers.clear(),
             Action::FindVmms(asked) => {
                 let mut alive = BTreeSet::new();
                 for (vm, mend) in asked {
@@ -115,7 +116,7 @@ impl Run {
         };
         self.news.push_back(Event::PowerOffSent { vm, run, result });
         if alive && fault.is_none() {
-            self.world.kill_vmm(vm);
+            self.world.turn(&Turn::VmmDies(vm));
             self.notice_exits();
         }
     }

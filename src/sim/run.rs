@@ -18,7 +18,7 @@ use crate::store::rows;
 
 use super::client::Clients;
 use super::moves::{Death, Fate, JobFate, Move};
-use super::world::World;
+use super::world::{Turn, World};
 
 /// What is on disk.
 #[derive(Debug, Clone, Default)]
@@ -64,6 +64,8 @@ pub(super) struct Run {
     /// Saves that a planted bug holds back.
     pub(super) late_saves: Vec<RowChange>,
     pub(super) flights: Vec<Flight>,
+    /// Helper programs of a dead daemon that are still at it.
+    pub(super) helpers: Vec<(Verb, Step)>,
     pub(super) jobs: Vec<(JobId, JobWork)>,
     pub(super) timers: Vec<(u64, TimerId)>,
     pub(super) watches: BTreeMap<VmId, RunToken>,
@@ -138,6 +140,7 @@ impl Run {
             actions: VecDeque::new(),
             late_saves: Vec::new(),
             flights: Vec::new(),
+            helpers: Vec::new(),
             jobs: Vec::new(),
             timers: Vec::new(),
             watches: BTreeMap::new(),
@@ -185,9 +188,14 @@ impl Run {
             }
             Move::Restart => self.restart(),
             Move::Crash(death) => self.crash(*death),
-            Move::HelperActs => self.world.helper_acts(),
+            Move::HelperActs => {
+                // What it does may fail, and nobody hears of it.
+                if let Some((verb, step)) = self.helpers.pop() {
+                    let _unheard = self.world.act(verb, &step);
+                }
+            }
             Move::VmmDies(vm) => {
-                self.world.kill_vmm(*vm);
+                self.world.turn(&Turn::VmmDies(*vm));
                 self.notice_exits();
             }
             Move::Leave(index) => {
@@ -321,11 +329,12 @@ impl Run {
                 Death::AfterEffects | Death::Reboot => {
                     let _unheard = self.world.act(flight.verb, &flight.step);
                 }
-                Death::HelpersLive => self.world.helpers.push((flight.verb, flight.step)),
+                Death::HelpersLive => self.helpers.push((flight.verb, flight.step)),
             }
         }
         if death == Death::Reboot {
-            self.world.reboot();
+            self.world.turn(&Turn::Reboot);
+            self.helpers.clear();
         }
         self.mind = None;
         self.is_serving = false;

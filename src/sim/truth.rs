@@ -60,7 +60,7 @@ impl Run {
     }
 
     fn every_object_has_a_row(&self) -> Result<(), String> {
-        for (vm, kind) in &self.world.objects {
+        for (vm, kind) in self.world.objects.keys() {
             let row = self.disk.vms.get(vm);
             let named = |row: &VmRecord| {
                 let steps = row.disk_plan.iter().chain(&row.run_plan);
@@ -80,11 +80,7 @@ impl Run {
             .vms
             .values()
             .filter_map(|vm| Some((vm.lease?.address, vm.id)));
-        let ruled = self
-            .world
-            .addresses
-            .iter()
-            .map(|(vm, address)| (*address, *vm));
+        let ruled = self.world.addresses().map(|(vm, address)| (address, vm));
         for (address, vm) in leased.chain(ruled) {
             let first = *holders.entry(address).or_insert(vm);
             if first != vm {
@@ -134,7 +130,7 @@ impl Run {
                 kind.word()
             ));
         }
-        let mut own = self.world.objects.iter().filter(|(id, _)| *id == vm.id);
+        let mut own = self.world.objects.keys().filter(|(id, _)| *id == vm.id);
         match own.find(|(_, kind)| !disks.contains(kind)) {
             Some((_, kind)) => Err(format!("vm {} is stopped and has a {}", vm.id, kind.word())),
             None => Ok(()),

@@ -1,29 +1,95 @@
-//! The host: which objects exist, and what the kernel makes of `ensure` and `absent`.
+//! The host: which objects exist, and what the kernel makes of `ensure`, `absent` and
+//! `probe`.
 //!
 //! The rules are the kernel's and those of our steps, not the mind's: what needs what,
-//! what is busy while it is used, what a reboot takes away. Pulling an object away
-//! from under a living VMM is possible, and noted as harm.
+//! what is lost with what, what a reboot takes away. `tests/host_conformance` runs the
+//! same scripts on this world and on the real kernel and compares line by line; where
+//! they differ, the world is wrong. That test includes this file as it is, so nothing
+//! here may name another file of the simulation.
+//!
+//! Pulling an object away from under a living VMM is possible, and noted as harm.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::net::Ipv4Addr;
 
 use crate::model::ids::{ContentId, VmId};
+use crate::model::net::Subnet;
+use crate::model::units::Bytes;
+use crate::model::vm::VmmKind;
 use crate::plan::retry::Verb;
-use crate::plan::step::{Fault, FaultKind, Step, StepKind};
+use crate::plan::step::{Fault, FaultKind, Outside, Presence, Step, StepKind};
 
 /// What exists.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct World {
-    pub(super) objects: BTreeSet<(VmId, StepKind)>,
-    /// Whose packets the rules let through.
-    pub(super) addresses: BTreeMap<VmId, Ipv4Addr>,
-    /// Helper programs of a dead daemon that are still at it.
-    pub(super) helpers: Vec<(Verb, Step)>,
+    pub(super) objects: BTreeMap<(VmId, StepKind), Shape>,
+    /// Sockets of VMMs and back ends in the run directories; they outlive a process
+    /// that is killed.
+    sockets: BTreeSet<(VmId, StepKind)>,
+    /// What the VMMs' guests do.
+    guests: BTreeMap<VmId, Guest>,
+    /// Whether our bridge is there: it comes with the first tap and stays.
+    has_bridge: bool,
     /// Contents of images and kernels.
     pub(super) contents: BTreeSet<ContentId>,
+    /// Whether the state directory's file system takes nothing more.
+    pub(super) is_full: bool,
     /// The first thing that was pulled away from under a living VMM.
     pub(super) harm: Option<String>,
+}
+
+/// What an object is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Shape {
+    /// Of this kind there is only one way to be.
+    Plain,
+    Sized(Bytes),
+    /// A port of the bridge that carries this network.
+    PortOf(Subnet),
+    Allows(Ipv4Addr, Outside),
+    RunBy(VmmKind),
+    /// Ours, and half made or spoilt.
+    Half,
+    /// Something else under our name.
+    Foreign,
+}
+
+/// What a guest does, as its VMM tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Guest {
+    Described,
+    Runs,
+    Paused,
+}
+
+/// What happens to the host that is none of our steps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(
+    dead_code,
+    reason = "most of it happens in the scripts of the conformance"
+)]
+pub(super) enum Turn {
+    /// The host reboots.
+    Reboot,
+    VmmDies(VmId),
+    BackendDies(VmId),
+    /// Somebody changes the object so that it is not as described.
+    Spoil(Step),
+    /// Something foreign takes the place of the missing object.
+    Occupy(Step),
+    /// A process that is none of ours holds the object open.
+    Hold(Step),
+    /// Somebody flushes the firewall.
+    FlushFirewall,
+    /// The bridge goes, with nobody's leave.
+    BridgeGoes,
+    /// Somebody pauses the guest.
+    Pause(VmId),
+    /// The state directory's file system fills up.
+    FillUp,
+    /// There is room again.
+    MakeRoom,
 }
 
 /// What is gone after a reboot of the host.
@@ -47,22 +113,40 @@ const UNDER_VMM: [StepKind; 7] = [
     StepKind::VsockBackend,
 ];
 
+const PROCESSES: [StepKind; 2] = [StepKind::Vmm, StepKind::VsockBackend];
+const DISKS: [StepKind; 2] = [StepKind::UpperDisk, StepKind::WorkDisk];
+
 impl World {
     /// What distinguishes it from others.
     pub(super) fn hash_into(&self, hasher: &mut impl Hasher) {
-        self.objects.hash(hasher);
-        self.contents.hash(hasher);
-        for (verb, step) in &self.helpers {
-            (*verb == Verb::Ensure, step.vm(), step.kind()).hash(hasher);
-        }
+        (&self.objects, &self.sockets, &self.guests).hash(hasher);
+        (&self.contents, self.is_full, self.has_bridge).hash(hasher);
     }
 
     pub(super) fn has(&self, vm: VmId, kind: StepKind) -> bool {
-        self.objects.contains(&(vm, kind))
+        self.objects.contains_key(&(vm, kind))
     }
 
     pub(super) fn is_alive(&self, vm: VmId) -> bool {
         self.has(vm, StepKind::Vmm)
+    }
+
+    /// Whether its guest can be called.
+    pub(super) fn is_reachable(&self, vm: VmId) -> bool {
+        match self.objects.get(&(vm, StepKind::Vmm)) {
+            Some(Shape::RunBy(VmmKind::Firecracker)) => true,
+            Some(_) => self.has(vm, StepKind::VsockBackend),
+            None => false,
+        }
+    }
+
+    /// Whose packets the rules let through.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = (VmId, Ipv4Addr)> {
+        let objects = self.objects.iter();
+        objects.filter_map(|((vm, _), shape)| match shape {
+            Shape::Allows(address, _) => Some((*vm, *address)),
+            _ => None,
+        })
     }
 
     pub(super) fn act(&mut self, verb: Verb, step: &Step) -> Result<(), Fault> {
@@ -73,78 +157,243 @@ impl World {
     }
 
     pub(super) fn ensure(&mut self, step: &Step) -> Result<(), Fault> {
-        let vm = step.vm();
-        let missing = needs(step).iter().find(|kind| !self.has(vm, **kind));
-        if let Some(kind) = missing {
-            let what = format!("make {}: no {}", step.kind().word(), kind.word());
-            return Err(Fault::new(FaultKind::Missing, what));
+        let (vm, kind) = (step.vm(), step.kind());
+        if kind != StepKind::Ready && self.probe(step)? == Presence::Present {
+            return Ok(());
         }
-        if let Step::NetRules { address, .. } = step {
-            self.addresses.insert(vm, *address);
+        if PROCESSES.contains(&kind) {
+            // One that runs without answering is ended, socket and all.
+            self.end(vm, kind);
+            self.sockets.remove(&(vm, kind));
         }
-        if step.leaves_object() {
-            self.objects.insert((vm, step.kind()));
+        self.has_needs(step)?;
+        let there = self.objects.get(&(vm, kind)).copied();
+        let is_disk = DISKS.contains(&kind);
+        match there {
+            Some(Shape::Foreign) if !is_disk => return Err(fault(step, FaultKind::Denied)),
+            // A disk that is there is the user's, whatever it is.
+            Some(_) if is_disk => return Err(fault(step, FaultKind::Other)),
+            None if is_disk && self.is_full => return Err(fault(step, FaultKind::Full)),
+            _ => {}
+        }
+        match step {
+            Step::Configured { .. } => drop(self.guests.insert(vm, Guest::Described)),
+            Step::Booted { .. } => drop(self.guests.insert(vm, Guest::Runs)),
+            Step::Ready { .. } => {}
+            _ => self.make(step),
         }
         Ok(())
     }
 
-    fn absent(&mut self, step: &Step) -> Result<(), Fault> {
+    fn make(&mut self, step: &Step) {
+        let key = (step.vm(), step.kind());
+        self.objects.insert(key, shape(step));
+        self.has_bridge |= key.1 == StepKind::Tap;
+        if PROCESSES.contains(&key.1) {
+            self.sockets.insert(key);
+        }
+        if key.1 == StepKind::Vmm {
+            self.guests.remove(&key.0);
+        }
+    }
+
+    pub(super) fn absent(&mut self, step: &Step) -> Result<(), Fault> {
         let (vm, kind) = (step.vm(), step.kind());
-        let disks = [StepKind::UpperDisk, StepKind::WorkDisk];
-        if kind == StepKind::VmDirectory && disks.iter().any(|disk| self.has(vm, *disk)) {
-            let what = "remove vm-directory: not empty";
-            return Err(Fault::new(FaultKind::Busy, what));
+        if kind == StepKind::Tap && self.objects.get(&(vm, kind)) == Some(&Shape::Foreign) {
+            return Err(fault(step, FaultKind::Denied));
         }
-        // cgroup.kill: whoever is in it goes with it.
-        if kind == StepKind::Cgroup {
-            self.objects.remove(&(vm, StepKind::Vmm));
-            self.objects.remove(&(vm, StepKind::VsockBackend));
+        match kind {
+            // The whole folder goes, whatever is in it and whoever has it open.
+            StepKind::VmDirectory => DISKS.into_iter().for_each(|disk| self.remove(vm, disk)),
+            StepKind::RunDirectory => self.sockets.retain(|(of, _)| *of != vm),
+            // cgroup.kill: whoever is in it goes with it. Sockets stay.
+            StepKind::Cgroup => PROCESSES
+                .into_iter()
+                .for_each(|process| self.end(vm, process)),
+            StepKind::Vmm | StepKind::VsockBackend => {
+                self.end(vm, kind);
+                self.sockets.remove(&(vm, kind));
+            }
+            _ => {}
         }
-        let existed = self.objects.remove(&(vm, kind));
+        self.remove(vm, kind);
+        Ok(())
+    }
+
+    fn remove(&mut self, vm: VmId, kind: StepKind) {
+        let existed = self.objects.remove(&(vm, kind)).is_some();
         if existed && self.is_alive(vm) && UNDER_VMM.contains(&kind) {
             let harm = format!("{} was removed under the living VMM of {vm}", kind.word());
             self.harm.get_or_insert(harm);
         }
-        if kind == StepKind::NetRules {
-            self.addresses.remove(&vm);
+    }
+
+    /// A process ends.
+    fn end(&mut self, vm: VmId, kind: StepKind) {
+        self.objects.remove(&(vm, kind));
+        if kind == StepKind::Vmm {
+            self.guests.remove(&vm);
         }
-        Ok(())
     }
 
-    pub(super) fn kill_vmm(&mut self, vm: VmId) {
-        self.objects.remove(&(vm, StepKind::Vmm));
+    /// Looks, and changes nothing.
+    pub(super) fn probe(&self, step: &Step) -> Result<Presence, Fault> {
+        let (vm, kind) = (step.vm(), step.kind());
+        let found = self.objects.get(&(vm, kind)).copied();
+        Ok(match (step, found) {
+            (Step::Ready { .. }, _) => Presence::Absent,
+            (Step::Configured { .. } | Step::Booted { .. }, _) if !self.is_alive(vm) => {
+                Presence::Absent
+            }
+            (Step::Configured { machine, .. }, _) => {
+                self.call(step)?;
+                match machine.kind == VmmKind::Firecracker && !self.guests.contains_key(&vm) {
+                    true => Presence::Different,
+                    false => Presence::Present,
+                }
+            }
+            (Step::Booted { .. }, _) => {
+                self.call(step)?;
+                match self.guests.get(&vm) {
+                    Some(Guest::Runs) => Presence::Present,
+                    Some(Guest::Paused) => Presence::Different,
+                    Some(Guest::Described) | None => Presence::Absent,
+                }
+            }
+            (_, None) => Presence::Absent,
+            (Step::Tap { .. }, Some(Shape::Foreign)) => return Err(fault(step, FaultKind::Denied)),
+            (Step::Vmm { .. } | Step::VsockBackend { .. }, Some(_)) => {
+                match self.sockets.contains(&(vm, kind)) {
+                    true => Presence::Present,
+                    false => Presence::Different,
+                }
+            }
+            (_, Some(found)) if found == shape(step) => Presence::Present,
+            (_, Some(_)) => Presence::Different,
+        })
     }
 
-    pub(super) fn reboot(&mut self) {
-        self.objects.retain(|(_, kind)| !RUNTIME.contains(kind));
-        self.addresses.clear();
-        self.helpers.clear();
-    }
-
-    /// A helper of a dead daemon ends; what it does may fail, and nobody hears of it.
-    pub(super) fn helper_acts(&mut self) {
-        if let Some((verb, step)) = self.helpers.pop() {
-            let _unheard = self.act(verb, &step);
+    /// Asks a VMM something by its socket.
+    fn call(&self, step: &Step) -> Result<(), Fault> {
+        match self.sockets.contains(&(step.vm(), StepKind::Vmm)) {
+            true if self.is_alive(step.vm()) => Ok(()),
+            // Connection refused: nobody listens any more.
+            true => Err(fault(step, FaultKind::Other)),
+            false => Err(fault(step, FaultKind::Missing)),
         }
+    }
+
+    /// What stands in the way of making it, first to last.
+    fn has_needs(&self, step: &Step) -> Result<(), Fault> {
+        use StepKind as K;
+        let vm = step.vm();
+        let lacks = |kinds: &[StepKind], fails_as| match kinds.iter().find(|k| !self.has(vm, **k)) {
+            Some(kind) => {
+                let what = format!("make {}: no {}", step.kind().word(), kind.word());
+                Err(Fault::new(fails_as, what))
+            }
+            None => Ok(()),
+        };
+        match step {
+            Step::VmDirectory { .. }
+            | Step::RunDirectory { .. }
+            | Step::Cgroup { .. }
+            | Step::Tap { .. } => Ok(()),
+            // Elements of sets, keyed by a name: nobody asks whether the tap exists. But
+            // it is the bridge whose packets are to be forwarded.
+            Step::NetRules { outside, .. } => match outside == &Outside::Nat && !self.has_bridge {
+                true => Err(fault(step, FaultKind::Missing)),
+                false => Ok(()),
+            },
+            Step::UpperDisk { .. } | Step::WorkDisk { .. } => {
+                lacks(&[K::VmDirectory], FaultKind::Missing)
+            }
+            // The folders of its log and of its sockets. A launcher without its group ends
+            // before it becomes the program.
+            Step::VsockBackend { .. } => {
+                lacks(&[K::VmDirectory, K::RunDirectory], FaultKind::Missing)?;
+                lacks(&[K::Cgroup], FaultKind::Exited)
+            }
+            Step::Vmm { machine, .. } => {
+                lacks(&[K::RunDirectory, K::VmDirectory], FaultKind::Missing)?;
+                lacks(&[K::Cgroup], FaultKind::Exited)?;
+                match machine.kind {
+                    VmmKind::Firecracker => Ok(()),
+                    VmmKind::QemuKvm | VmmKind::QemuTcg => lacks(
+                        &[K::UpperDisk, K::WorkDisk, K::VsockBackend],
+                        FaultKind::Exited,
+                    ),
+                }
+            }
+            Step::Configured { machine, .. } if machine.kind == VmmKind::Firecracker => {
+                self.call(step)?;
+                lacks(&[K::UpperDisk, K::WorkDisk], FaultKind::Other)
+            }
+            Step::Configured { .. } | Step::Booted { .. } => self.call(step),
+            Step::Ready { .. } if self.is_reachable(vm) => Ok(()),
+            Step::Ready { .. } => Err(fault(step, FaultKind::Timeout)),
+        }
+    }
+
+    /// Lets something happen that is none of our steps.
+    pub(super) fn turn(&mut self, turn: &Turn) {
+        match turn {
+            Turn::Reboot => self.reboot(),
+            Turn::VmmDies(vm) => self.end(*vm, StepKind::Vmm),
+            Turn::BackendDies(vm) => self.end(*vm, StepKind::VsockBackend),
+            Turn::Spoil(step) => {
+                self.objects.insert((step.vm(), step.kind()), Shape::Half);
+            }
+            Turn::Occupy(step) => {
+                self.objects
+                    .insert((step.vm(), step.kind()), Shape::Foreign);
+            }
+            // Whatever we make can be removed while others have it open.
+            Turn::Hold(_) => {}
+            Turn::FlushFirewall => self
+                .objects
+                .retain(|(_, kind), _| *kind != StepKind::NetRules),
+            Turn::BridgeGoes => {
+                self.has_bridge = false;
+                for shape in self.objects.values_mut() {
+                    if matches!(shape, Shape::PortOf(_) | Shape::Allows(_, Outside::Nat)) {
+                        *shape = Shape::Half;
+                    }
+                }
+            }
+            Turn::Pause(vm) => drop(self.guests.insert(*vm, Guest::Paused)),
+            Turn::FillUp => self.is_full = true,
+            Turn::MakeRoom => self.is_full = false,
+        }
+    }
+
+    fn reboot(&mut self) {
+        self.objects.retain(|(_, kind), _| !RUNTIME.contains(kind));
+        self.sockets.clear();
+        self.guests.clear();
+        self.has_bridge = false;
     }
 }
 
-fn needs(step: &Step) -> &'static [StepKind] {
-    use StepKind as K;
+/// What the step's object is like when it is as described.
+fn shape(step: &Step) -> Shape {
     match step {
-        Step::VmDirectory { .. } | Step::RunDirectory { .. } | Step::Cgroup { .. } => &[],
-        Step::Tap { .. } => &[],
-        Step::NetRules { .. } => &[K::Tap],
-        Step::UpperDisk { .. } | Step::WorkDisk { .. } => &[K::VmDirectory],
-        Step::VsockBackend { .. } => &[K::RunDirectory, K::Cgroup],
-        Step::Vmm { machine, .. } if machine.net.has_tap() => &[
-            K::RunDirectory,
-            K::Cgroup,
-            K::UpperDisk,
-            K::WorkDisk,
-            K::Tap,
-        ],
-        Step::Vmm { .. } => &[K::RunDirectory, K::Cgroup, K::UpperDisk, K::WorkDisk],
-        Step::Configured { .. } | Step::Booted { .. } | Step::Ready { .. } => &[K::Vmm],
+        Step::UpperDisk { size, .. } | Step::WorkDisk { size, .. } => Shape::Sized(*size),
+        Step::Tap { subnet, .. } => Shape::PortOf(*subnet),
+        Step::NetRules {
+            address, outside, ..
+        } => Shape::Allows(*address, *outside),
+        Step::Vmm { machine, .. } => Shape::RunBy(machine.kind),
+        Step::VmDirectory { .. }
+        | Step::RunDirectory { .. }
+        | Step::Cgroup { .. }
+        | Step::VsockBackend { .. }
+        | Step::Configured { .. }
+        | Step::Booted { .. }
+        | Step::Ready { .. } => Shape::Plain,
     }
+}
+
+fn fault(step: &Step, kind: FaultKind) -> Fault {
+    Fault::new(kind, format!("{}: {kind:?}", step.kind().word()))
 }

@@ -38,6 +38,8 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 const CALL_LIMIT: Duration = Duration::from_secs(10);
 /// How long a killed process may take to end: a large guest's memory is given back first.
 const KILL_LIMIT: Duration = Duration::from_secs(20);
+/// How long a process that closed its control socket may take to end.
+const END_LIMIT: Duration = Duration::from_secs(5);
 /// How long a console log may take to end after its VMM.
 const CONSOLE_LIMIT: Duration = Duration::from_secs(2);
 /// How long a VMM that exists already may take to say that it is fine.
@@ -305,9 +307,12 @@ impl Vmms {
         }
         let outcome = match vmm.state(&parts.control, Deadline::after(START_LIMIT)) {
             Ok(_) => Ok(()),
-            // The connection breaks a moment before the process has ended and written.
-            Err(fault) if fault.kind == FaultKind::Exited => {
-                launched.process.ends_within(KILL_LIMIT);
+            // The connection breaks, or is refused, a moment before the process has ended
+            // and written.
+            Err(fault)
+                if matches!(fault.kind, FaultKind::Exited | FaultKind::Other)
+                    && launched.process.ends_within(END_LIMIT) =>
+            {
                 Err(ended(&launched))
             }
             Err(fault) => Err(fault),

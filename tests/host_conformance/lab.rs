@@ -4,14 +4,18 @@
 use std::fs::File;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use banger::host::layout::Layout;
+use banger::host::program::Programs;
 use banger::host::{RealHost, Settings};
+use banger::vmm::initrd::OwnProgram;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::support::seed;
 
 /// Long enough for a loaded machine; nothing waits for it when all is well.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -23,6 +27,7 @@ static COUNT: AtomicU32 = AtomicU32::new(0);
 
 pub struct Lab {
     pub host: RealHost,
+    _disk: Option<Disk>,
     _folder: tempfile::TempDir,
     machine: Namespace,
     internet: Option<Namespace>,
@@ -31,13 +36,18 @@ pub struct Lab {
 /// Runs a test inside a machine of its own, on a thread of its own: a thread that has
 /// changed its network namespace runs nothing else. Says so if the host cannot.
 pub fn run(name: &str, test: impl FnOnce(&mut Lab) + Send) {
-    if let Some(lack) = lack() {
+    run_on(name, None, test);
+}
+
+/// The same with state and cache on a file system of this kind, small enough to be filled.
+pub fn run_on(name: &str, kind: Option<FileSystem>, test: impl FnOnce(&mut Lab) + Send) {
+    if let Some(lack) = lack().or_else(|| kind.and_then(FileSystem::lack)) {
         println!("skipped: {name}: {lack}");
         return;
     }
     std::thread::scope(|scope| {
         let ended = scope.spawn(move || {
-            let mut lab = Lab::new();
+            let mut lab = Lab::new(kind);
             lab.machine.enter();
             test(&mut lab);
         });
@@ -84,12 +94,20 @@ fn lack() -> Option<&'static str> {
 }
 
 impl Lab {
-    fn new() -> Lab {
+    fn new(kind: Option<FileSystem>) -> Lab {
         let folder = tempfile::tempdir().unwrap();
+        let disk = kind.map(|kind| Disk::new(folder.path(), kind));
+        let kept = disk.as_ref().map_or(folder.path(), |disk| &disk.root);
+        let layout = Layout {
+            runtime: folder.path().join("runtime"),
+            ..layout_in(kept)
+        };
+        let program = OwnProgram::at(env!("CARGO_BIN_EXE_banger"));
         Lab {
-            host: RealHost::new(layout_in(folder.path()), Settings::default()),
+            host: RealHost::with_program(layout, settings(), program),
             machine: Namespace::new(),
             internet: None,
+            _disk: disk,
             _folder: folder,
         }
     }
@@ -129,6 +147,75 @@ impl Lab {
     pub fn route_from_internet(&self, route: &str) {
         let internet = self.internet.as_ref().expect("connected before");
         ip(&format!("-n {} route add {route}", internet.name));
+    }
+}
+
+/// Where state and cache may lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileSystem {
+    Tmpfs,
+    /// The two that copy by reference.
+    Xfs,
+    Btrfs,
+}
+
+impl FileSystem {
+    fn lack(self) -> Option<&'static str> {
+        let has = |program: &str| seed::find_tool(program).is_some();
+        match self {
+            FileSystem::Xfs if !has("mkfs.xfs") => Some("needs mkfs.xfs"),
+            FileSystem::Btrfs if !has("mkfs.btrfs") => Some("needs mkfs.btrfs"),
+            _ => None,
+        }
+    }
+}
+
+/// A mounted file system of 512 MiB; a loop device under it goes with the mount.
+#[derive(Debug)]
+struct Disk {
+    root: PathBuf,
+}
+
+impl Disk {
+    fn new(folder: &Path, kind: FileSystem) -> Disk {
+        let (root, image) = (folder.join("disk"), folder.join("disk.img"));
+        std::fs::create_dir(&root).unwrap();
+        let (at, from) = (root.display(), image.display());
+        let (make, mount) = match kind {
+            FileSystem::Tmpfs => (None, format!("-t tmpfs -o size=512m none {at}")),
+            FileSystem::Xfs => (Some("mkfs.xfs"), format!("-o loop {from} {at}")),
+            FileSystem::Btrfs => (Some("mkfs.btrfs"), format!("-o loop {from} {at}")),
+        };
+        if let Some(make) = make {
+            File::create(&image).unwrap().set_len(512 << 20).unwrap();
+            run_program(make, &format!("-q {from}"));
+        }
+        run_program("mount", &mount);
+        Disk { root }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Not asserted: a second panic would hide the first.
+        let _ = Command::new("umount").arg("-l").arg(&self.root).status();
+    }
+}
+
+/// The programs of a test, by name: named by a variable, or found where banger looks.
+fn settings() -> Settings {
+    let program = |name: &str| {
+        let variable = format!("BANGER_{}", name.to_uppercase().replace('-', "_"));
+        let named = std::env::var_os(variable).map(PathBuf::from);
+        Some((name.to_owned(), named.or_else(|| seed::find_tool(name))?))
+    };
+    let named = ["vhost-device-vsock", "firecracker"];
+    Settings {
+        programs: Programs::new(
+            named.into_iter().filter_map(program).collect(),
+            PathBuf::new(),
+        ),
+        ..Settings::default()
     }
 }
 

@@ -1,16 +1,25 @@
-//! The host plane on the real kernel: every step made, looked at and removed twice, and
-//! what guests may send, proved with real packets. Each test in network namespaces of
+//! The host plane on the real kernel: every step made, looked at and removed twice, in
+//! agreement with the simulated world, and what guests may send, proved with real packets. Each test in network namespaces of
 //! its own; skipped by name where we are not root.
 
 #![allow(clippy::unwrap_used, reason = "a test's helper fails its test")]
 #![allow(clippy::print_stdout, reason = "a skipped test says so")]
 
+mod both;
 mod cgroup;
 mod guest;
 mod lab;
 mod packets;
+mod real;
+mod script;
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../vmm/kernel.rs"]
+mod tiny_kernel;
+// The simulation's world itself, not a copy: it names the crate's rooms as `crate::…`.
+#[allow(dead_code, reason = "the simulation uses the rest")]
+#[path = "../../src/sim/world.rs"]
+mod world;
 
 use std::net::Ipv4Addr;
 
@@ -21,6 +30,7 @@ use banger::model::ids::VmId;
 use banger::model::net::Subnet;
 use banger::model::units::Bytes;
 use banger::plan::step::{FaultKind, Outside, Presence, Step};
+use banger::{model, plan};
 
 use lab::{Lab, ip, run_program};
 
