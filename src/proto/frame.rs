@@ -144,7 +144,7 @@ impl Frame {
 }
 
 /// Appends a frame to `buffer`. The payload must be within the kind's limit: data is
-/// cut by its sender, see [`chunks`].
+/// cut by its sender (see [`MAX_DATA`]).
 pub fn encode(kind: Kind, payload: &[u8], buffer: &mut Vec<u8>) {
     assert!(
         payload.len() <= kind.limit(),
