@@ -7,8 +7,8 @@
 //!
 //! Reading order: [`layout`], [`directory`], [`disk`] ([`sparse`], [`aside`]),
 //! [`tap`], [`bridge`] ([`link`], [`sysctl`]), [`nft`], [`rules`], [`forwarding`],
-//! [`cgroup`], [`launch`], [`console`], [`process`], [`appear`], then what they share: [`program`],
-//! [`fault`], and what doctor and the plan are told: [`facts`], [`firewall`]. The steps that are VMMs are carried out in [`crate::vmm::steps`].
+//! [`cgroup`], [`launch`], [`console`], [`process`], [`appear`], then what they share: [`program`]
+//! ([`pipes`]), [`fault`], and what doctor and the plan are told: [`facts`], [`firewall`]. The steps that are VMMs are carried out in [`crate::vmm::steps`].
 
 pub mod appear;
 pub mod aside;
@@ -25,6 +25,7 @@ pub mod launch;
 pub mod layout;
 pub mod link;
 pub mod nft;
+pub mod pipes;
 pub mod process;
 pub mod program;
 pub mod resolver;
@@ -129,18 +130,6 @@ impl RealHost {
     /// Where things lie.
     pub fn layout(&self) -> &Layout {
         &self.layout
-    }
-
-    /// Makes the bridge and the tables before any VM needs them, so that the resolver
-    /// has its address.
-    ///
-    /// # Errors
-    /// As for the steps `Tap` and `NetRules`.
-    pub fn prepare_network(&self, subnet: Subnet) -> Result<(), Fault> {
-        let failed = |error: io::Error| fault::fault("set up the network", error);
-        let bridge = self.bridge(subnet);
-        bridge::ensure(&Links::open().map_err(failed)?, &bridge)?;
-        self.with_tables(|tables| tables.ensure(&bridge))
     }
 
     /// Removes what VMs share and no step removes: forwarding that we switched on, the

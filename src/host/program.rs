@@ -6,18 +6,15 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
-
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::plan::step::{Fault, FaultKind};
 
 use super::fault::fault;
+use super::pipes::Pipes;
 
 /// Where system programs lie that an ordinary user's PATH leaves out (Debian).
 const SYSTEM_DIRECTORIES: [&str; 6] = [
@@ -28,9 +25,6 @@ const SYSTEM_DIRECTORIES: [&str; 6] = [
     "/sbin",
     "/bin",
 ];
-
-/// Most of a program's output that is kept, in bytes.
-const OUTPUT_LIMIT: u64 = 1 << 20;
 
 /// The program's file: first on PATH, then in the system's directories.
 pub fn find(name: &str) -> Option<PathBuf> {
@@ -121,9 +115,9 @@ pub fn require(name: &str, package: &str) -> Result<PathBuf, Fault> {
 pub struct Outcome {
     /// Whether its exit status was 0.
     pub success: bool,
-    /// What it wrote to standard output.
+    /// What it wrote to standard output, its last MiB.
     pub output: String,
-    /// What it wrote to standard error, trimmed.
+    /// What it wrote to standard error, its last MiB, trimmed.
     pub complaint: String,
 }
 
@@ -145,61 +139,28 @@ pub fn run<S: AsRef<OsStr>>(
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| fault(attempt(), error))?;
-    feed(&mut child, input);
-    if !wait(&child, deadline).map_err(|error| fault(attempt(), error))? {
-        // Reaped below; a program that ignores SIGKILL does not exist.
+    let seen = Pipes::of(&mut child, input).and_then(|pipes| pipes.serve(deadline));
+    let Some([output, complaint]) = seen.map_err(|error| fault(attempt(), error))? else {
+        // Reaped at once; a program that ignores SIGKILL does not exist.
         let _ = child.kill();
         let _ = child.wait();
         return Err(Fault::new(
             FaultKind::Timeout,
             format!("{}: not done after {} s", attempt(), deadline.as_secs()),
         ));
-    }
+    };
     let status = child.wait().map_err(|error| fault(attempt(), error))?;
     Ok(Outcome {
         success: status.success(),
-        output: text(child.stdout.take()),
-        complaint: text(child.stderr.take()).trim().to_owned(),
+        output,
+        complaint: complaint.trim().to_owned(),
     })
-}
-
-/// Writes the whole input (which must fit a pipe, 64 KiB) and closes it. A program that
-/// ends without reading it reports so by its status, so an error here says nothing more.
-fn feed(child: &mut Child, input: &[u8]) {
-    if let Some(mut pipe) = child.stdin.take() {
-        let _ = pipe.write_all(input);
-    }
-}
-
-/// Whether the program ended before the deadline.
-fn wait(child: &Child, deadline: Duration) -> Result<bool, rustix::io::Errno> {
-    let pid = Pid::from_child(child);
-    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-    let mut watched = [PollFd::new(&pidfd, PollFlags::IN)];
-    let limit = Timespec {
-        tv_sec: deadline.as_secs().cast_signed(),
-        tv_nsec: i64::from(deadline.subsec_nanos()),
-    };
-    loop {
-        match poll(&mut watched, Some(&limit)) {
-            Ok(ready) => return Ok(ready > 0),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-fn text(pipe: Option<impl Read>) -> String {
-    let mut bytes = Vec::new();
-    if let Some(pipe) = pipe {
-        // Bounded by the pipe itself: the program has ended.
-        let _ = pipe.take(OUTPUT_LIMIT).read_to_end(&mut bytes);
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::{Pid, Signal};
+
     use super::*;
 
     #[test]
@@ -239,6 +200,28 @@ mod tests {
         assert!(!outcome.success);
         assert_eq!(outcome.output, "in");
         assert_eq!(outcome.complaint, "oops");
+    }
+
+    #[test]
+    fn a_program_that_writes_and_reads_more_than_a_pipe_holds_comes_to_its_end() {
+        let shell = find("sh").unwrap();
+        let script = "head -c 1048576 /dev/zero | tr '\\0' o; head -c 1048576 /dev/zero | tr '\\0' e >&2; wc -c";
+        let input = vec![b'i'; 1 << 20];
+        let outcome = run(&shell, ["-c", script], &input, Duration::from_secs(60)).unwrap();
+        assert!(outcome.success);
+        assert_eq!(outcome.complaint.len(), 1 << 20);
+        // The last MiB is kept: the count of the input has pushed out as many letters.
+        assert_eq!(outcome.output.len(), 1 << 20);
+        assert!(outcome.output.starts_with("oo") && outcome.output.ends_with("o1048576\n"));
+    }
+
+    #[test]
+    fn a_program_that_leaves_a_child_with_its_pipes_is_done_when_it_ends_itself() {
+        let shell = find("sh").unwrap();
+        let script = "tail -f /dev/null & echo $!";
+        let outcome = run(&shell, ["-c", script], b"", Duration::from_secs(60)).unwrap();
+        let left = Pid::from_raw(outcome.output.trim().parse().unwrap()).unwrap();
+        rustix::process::kill_process(left, Signal::KILL).unwrap();
     }
 
     #[test]

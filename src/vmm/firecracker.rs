@@ -79,14 +79,6 @@ impl Vmm for Firecracker {
         }
     }
 
-    fn pause(&self, control: &Path, limit: Deadline) -> Result<(), Fault> {
-        Api::connect(control, limit)?.set_state(VmState::Paused)
-    }
-
-    fn resume(&self, control: &Path, limit: Deadline) -> Result<(), Fault> {
-        Api::connect(control, limit)?.set_state(VmState::Resumed)
-    }
-
     fn state(&self, control: &Path, limit: Deadline) -> Result<GuestState, Fault> {
         Ok(match Api::connect(control, limit)?.state()? {
             InstanceState::NotStarted => GuestState::NotStarted,

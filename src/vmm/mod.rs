@@ -66,12 +66,6 @@ pub trait Vmm: Sync {
     /// Lets the guest's processors run; nothing if they do.
     fn boot(&self, control: &Path, limit: Deadline) -> Result<(), Fault>;
 
-    /// Stops the guest's processors; memory and devices stay.
-    fn pause(&self, control: &Path, limit: Deadline) -> Result<(), Fault>;
-
-    /// Lets a paused guest run on.
-    fn resume(&self, control: &Path, limit: Deadline) -> Result<(), Fault>;
-
     /// What the guest's processors do.
     fn state(&self, control: &Path, limit: Deadline) -> Result<GuestState, Fault>;
 }

@@ -297,7 +297,9 @@ impl Drop for Mounted {
 #[test]
 fn a_firewall_that_drops_what_guests_send_is_found_and_left_alone() {
     lab::run("a_firewall_that_drops_is_found", |lab: &mut Lab| {
-        lab.host.prepare_network(subnet()).unwrap();
+        lab.host.ensure(&tap(VM)).unwrap();
+        let rules = rules(VM, first_address(), Outside::Closed);
+        lab.host.ensure(&rules).unwrap();
         assert!(firewall::conflicts("banger0").is_ok());
         run_program("nft", "add table ip filter");
         let chain = "{ type filter hook forward priority 0; policy drop; }";

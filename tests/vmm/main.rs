@@ -66,23 +66,6 @@ fn every_step_made_twice_runs_a_guest_and_removed_twice_leaves_nothing() {
 }
 
 #[test]
-fn a_guest_can_be_paused_and_resumed() {
-    let Some(lab) = qemu("a_guest_can_be_paused_and_resumed", 2) else {
-        return;
-    };
-    lab.ensure_until("booted");
-    let vmm = of(VmmKind::QemuTcg);
-    let control = lab.host.layout().control_socket(lab.vm);
-    let limit = || Deadline::after(DEADLINE);
-    vmm.pause(&control, limit()).unwrap();
-    assert_eq!(vmm.state(&control, limit()).unwrap(), GuestState::Paused);
-    assert_sees(&lab, "booted", Presence::Different);
-    vmm.resume(&control, limit()).unwrap();
-    assert_sees(&lab, "booted", Presence::Present);
-    lab.remove_and_find_nothing();
-}
-
-#[test]
 fn a_machine_on_a_tap_runs_and_gives_it_back() {
     let test = "a_machine_on_a_tap_runs_and_gives_it_back";
     let Some(lab) = qemu(test, 6) else { return };

@@ -141,8 +141,6 @@ pub enum Action {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(tag = "state")]
 pub enum VmState {
-    /// Its processors stop.
-    Paused,
     /// Its processors run on.
     Resumed,
 }
@@ -247,7 +245,7 @@ impl Api {
             .map(drop)
     }
 
-    /// Pauses or resumes the guest.
+    /// Lets a paused guest run on.
     pub fn set_state(&mut self, state: VmState) -> Result<(), Fault> {
         self.exchange("PATCH", "/vm", &state.body()).map(drop)
     }

@@ -137,12 +137,10 @@ fn every_request_of_a_start_is_in_the_api_definition() {
             assert_eq!(found, Vec::<String>::new());
         }
     }
-    for state in [VmState::Paused, VmState::Resumed] {
-        assert_eq!(
-            complaints(&definition, "PATCH", "/vm", &state.body()),
-            Vec::<String>::new()
-        );
-    }
+    assert_eq!(
+        complaints(&definition, "PATCH", "/vm", &VmState::Resumed.body()),
+        Vec::<String>::new()
+    );
     for path in ["/", "/vm/config"] {
         assert!(operation(&definition, "GET", path).is_some(), "{path}");
     }
