@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::client::{self, Answer};
-use super::progress::Stages;
+use super::progress::{Plain, Stages};
 use super::render::{self, Paint, Stream, paint, printable};
 use super::start::connect_or_start;
 use crate::config::sizes::Machine;
@@ -122,7 +122,9 @@ impl Context {
         std::thread::scope(|scope| {
             let start = |request: Request| {
                 scope.spawn(move || match single {
-                    true => self.ask_with_progress(request),
+                    true => self
+                        .ask_keeping(request, &mut Stages::with(Plain::WhenSlow))
+                        .map(|answer| answer.reply),
                     false => self.ask(request),
                 })
             };

@@ -12,10 +12,24 @@ const NOTE: &str = "note";
 /// At most this often is the line rewritten within one stage.
 const REDRAW: Duration = Duration::from_millis(60);
 
+/// A request that takes longer than this is worth a line where there is no terminal.
+const SLOW: Duration = Duration::from_secs(3);
+
+/// What is written where there is no terminal to rewrite a line on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plain {
+    /// A line for each stage: it takes minutes, as a pull does.
+    EachStage,
+    /// A line for the stages of a request that is slow: it usually takes no time.
+    WhenSlow,
+}
+
 /// Shows the stages of one long request.
 #[derive(Debug)]
 pub struct Stages {
     live: Option<usize>,
+    plain: Plain,
+    began: Instant,
     stage: String,
     drawn: Option<Instant>,
 }
@@ -23,9 +37,16 @@ pub struct Stages {
 impl Stages {
     /// For the standard error of this process.
     pub fn new() -> Stages {
+        Stages::with(Plain::EachStage)
+    }
+
+    /// The same, with this much of it where there is no terminal.
+    pub fn with(plain: Plain) -> Stages {
         let live = render::is_terminal(Stream::Err);
         Stages {
             live: live.then(|| render::columns(Stream::Err).unwrap_or(80)),
+            plain,
+            began: Instant::now(),
             stage: String::new(),
             drawn: None,
         }
@@ -38,7 +59,7 @@ impl Stages {
             return render::say(&format!("note: {}", printable(&progress.detail)));
         }
         let fresh = progress.stage != self.stage;
-        if fresh {
+        if fresh && (self.live.is_some() || self.is_worth_a_line()) {
             progress.stage.clone_into(&mut self.stage);
         }
         match self.live {
@@ -48,9 +69,13 @@ impl Stages {
                 let line = paint(Stream::Err, Paint::Dim, &line);
                 render::say_raw(&format!("\r\x1b[2K{line}"));
             }
-            None if fresh => render::say(&text(progress)),
+            None if fresh && self.is_worth_a_line() => render::say(&text(progress)),
             Some(_) | None => {}
         }
+    }
+
+    fn is_worth_a_line(&self) -> bool {
+        self.plain == Plain::EachStage || self.began.elapsed() >= SLOW
     }
 
     /// Shows a stage of our own.
@@ -135,6 +160,20 @@ mod tests {
         assert_eq!(text(&progress(Some(2048), None, "")), "pull 2K");
         assert_eq!(text(&progress(Some(9), Some(0), "")), "pull 9B");
         assert_eq!(text(&progress(None, None, "")), "pull");
+    }
+
+    #[test]
+    fn a_request_that_takes_no_time_is_not_worth_a_line() {
+        let stages = |plain, ago| Stages {
+            live: None,
+            plain,
+            began: Instant::now().checked_sub(ago).unwrap(),
+            stage: String::new(),
+            drawn: None,
+        };
+        assert!(stages(Plain::EachStage, Duration::ZERO).is_worth_a_line());
+        assert!(!stages(Plain::WhenSlow, Duration::ZERO).is_worth_a_line());
+        assert!(stages(Plain::WhenSlow, SLOW).is_worth_a_line());
     }
 
     #[test]

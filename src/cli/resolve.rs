@@ -2,7 +2,7 @@
 //! snapshot of all VMs decides for the whole list.
 
 use crate::failure::Failure;
-use crate::model::nearest::nearest;
+use crate::model::nearest::known_vms;
 use crate::proto::reply::VmView;
 
 /// The VM that one reference means.
@@ -28,11 +28,9 @@ pub fn resolve<'a>(reference: &str, vms: &'a [VmView]) -> Result<&'a VmView, Fai
 }
 
 fn unknown(reference: &str, vms: &[VmView]) -> Failure {
-    let near = nearest(reference, vms.iter().map(|vm| vm.name.as_str()));
-    Failure::not_found(format!("there is no vm {reference:?}")).hint(match near {
-        Some(near) => format!("Did you mean {near:?}? `banger vm list` shows all."),
-        None => "`banger vm list` shows all.".to_owned(),
-    })
+    let names = vms.iter().map(|vm| vm.name.as_str());
+    let what = format!("find vm {reference}: there is none");
+    Failure::not_found(what).hint(known_vms(reference, names))
 }
 
 /// What each reference means, in the order given; a VM meant twice appears once.
@@ -89,6 +87,14 @@ mod tests {
     #[test]
     fn a_name_wins_over_the_beginning_of_an_id() {
         assert_eq!(ids(&["0a"]), [Ok("0b000003".into())]);
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused_as_the_daemon_does_it() {
+        let failure = resolve("dve", &[vm("0a000001", "dev")]).unwrap_err();
+        assert_eq!(failure.what, "find vm dve: there is none");
+        let hint = "Did you mean dev? `banger vm list` shows all.";
+        assert_eq!(failure.hint.as_deref(), Some(hint));
     }
 
     #[test]

@@ -21,6 +21,28 @@ pub fn did_you_mean<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -
     nearest(typed, known).map(|word| format!("Did you mean {word}?"))
 }
 
+/// Most names that are listed where none is near.
+const LISTED: usize = 5;
+
+/// What to say to a name that no VM has: the nearest name, else the names that there are,
+/// and the command that shows them all.
+pub fn known_vms<'a>(typed: &str, names: impl IntoIterator<Item = &'a str>) -> String {
+    let mut names: Vec<&str> = names.into_iter().collect();
+    names.sort_unstable();
+    if names.is_empty() {
+        return "There is no vm yet: `banger vm run` makes one.".to_owned();
+    }
+    if let Some(question) = did_you_mean(typed, names.iter().copied()) {
+        return format!("{question} `banger vm list` shows all.");
+    }
+    let more = if names.len() > LISTED { ", …" } else { "" };
+    names.truncate(LISTED);
+    format!(
+        "Known: {}{more}. `banger vm list` shows all.",
+        names.join(", ")
+    )
+}
+
 /// How far a word is from what was typed; `None` when too far.
 fn rank(typed: &str, word: &str) -> Option<usize> {
     let letters = typed.chars().count().max(word.chars().count());
@@ -69,6 +91,25 @@ mod tests {
         assert_eq!(nearest("strat", known), Some("start"));
         assert_eq!(nearest("STOP", known), Some("stop"));
         assert_eq!(nearest("--mem", known), Some("--memory"));
+    }
+
+    #[test]
+    fn an_unknown_vm_is_answered_with_the_nearest_name_or_those_there_are() {
+        let said = |names: &[&str]| known_vms("ghost", names.iter().copied());
+        assert_eq!(
+            said(&["b", "ghots"]),
+            "Did you mean ghots? `banger vm list` shows all."
+        );
+        assert_eq!(
+            said(&["dev", "a"]),
+            "Known: a, dev. `banger vm list` shows all."
+        );
+        let many = ["a", "b", "c", "d", "e", "f"];
+        assert_eq!(
+            said(&many),
+            "Known: a, b, c, d, e, …. `banger vm list` shows all."
+        );
+        assert_eq!(said(&[]), "There is no vm yet: `banger vm run` makes one.");
     }
 
     #[test]

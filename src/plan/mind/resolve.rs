@@ -2,7 +2,7 @@
 
 use crate::failure::{Failure, FailureKind};
 use crate::model::ids::{ImageName, KernelName, VmId, VmName};
-use crate::model::nearest::did_you_mean;
+use crate::model::nearest::{did_you_mean, known_vms};
 use crate::plan::request::PullKey;
 
 use super::Mind;
@@ -31,12 +31,8 @@ impl Mind {
 
     fn unknown_vm(&self, target: &str) -> Failure {
         let names = self.vms.values().map(|vm| vm.record.spec.name.as_str());
-        let list = "See `banger vm list`.".to_owned();
-        let hint = match did_you_mean(target, names) {
-            Some(question) => format!("{question} {list}"),
-            None => list,
-        };
-        Failure::not_found(format!("find vm {target}: there is none")).hint(hint)
+        let what = format!("find vm {target}: there is none");
+        Failure::not_found(what).hint(known_vms(target, names))
     }
 
     /// The image a name means, whether it is here or must be pulled.
