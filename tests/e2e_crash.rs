@@ -6,7 +6,7 @@ mod support;
 use std::path::Path;
 
 use support::census::Census;
-use support::events::{ask_until, wait_for_folder};
+use support::events::{ask_until, kill_and_wait, wait_for_folder};
 use support::running::Running;
 use support::terminal::Terminal;
 use support::{Banger, DEADLINE};
@@ -159,4 +159,57 @@ fn daemon_killed_in_the_middle_of_a_stream_loses_no_byte_of_it() {
     assert_eq!(shell.finish(), Some(5));
     // The next daemon finds the VM as it was.
     assert_eq!(banger.exec("a", &["echo", "still here"]), "still here");
+}
+
+/// Kills the vsock back end of this banger's one VM.
+fn kill_backend(banger: &Banger) {
+    let runs_as_backend = |pid: &u32| {
+        // The kernel keeps the first 15 bytes of a program's name (proc(5)).
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        name.trim() == "vhost-device-vs"
+    };
+    let backend = banger.processes().into_iter().find(runs_as_backend);
+    kill_and_wait(backend.expect("a VM of QEMU has a vsock back end"));
+}
+
+/// Follows the VM's log, kills its back end and gives the reason that is then shown.
+fn reason_once_the_backend_is_killed(banger: &Banger) -> String {
+    let follower = banger.start(&["vm", "logs", "-f", "a"]);
+    kill_backend(banger);
+    // It ends when the VM has come to rest: nothing is asked again and again.
+    let ran = follower.finish(DEADLINE);
+    assert_eq!(ran.code(), Some(0), "{ran:?}");
+    let view = banger.json(&["vm", "show", "a"]);
+    assert_eq!(view["phase"], "stopped", "{view}");
+    view["reason"].as_str().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn backend_that_is_killed_stops_its_vm_with_the_reason_and_leaves_nothing() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.ok(&["vm", "run", "--rm", "--image", IMAGE, "--", "true"]);
+    let before = Census::take(&banger);
+    banger.boot("a");
+    let ended = "its vsock back end ended by itself";
+    assert_eq!(
+        reason_once_the_backend_is_killed(&banger),
+        format!("{ended}: killed by signal 9")
+    );
+
+    banger.ok(&["vm", "start", "a"]);
+    assert_eq!(banger.exec("a", &["echo", "back"]), "back");
+    banger.kill_daemon();
+    assert_eq!(banger.phase("a"), "running");
+    // Not a child of this daemon: how it ended is not known.
+    assert_eq!(reason_once_the_backend_is_killed(&banger), ended);
+
+    banger.ok(&["vm", "start", "a"]);
+    banger.kill_daemon();
+    kill_backend(&banger);
+    let view = banger.json(&["vm", "show", "a"]);
+    let reason = "its vsock back end ended while no daemon ran";
+    assert_eq!(view["reason"], reason, "{view}");
+    assert_eq!(rest(&banger), ["stopped"]);
+    banger.ok(&["vm", "delete", "a"]);
+    assert_eq!(before.changes(&Census::take(&banger)), [""; 0]);
 }

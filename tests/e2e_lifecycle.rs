@@ -2,9 +2,9 @@
 
 mod support;
 
-use support::Banger;
 use support::census::Census;
 use support::events::{ask_until, kill_and_wait};
+use support::{Banger, DEADLINE};
 
 const IMAGE: &str = "debian-minimal";
 
@@ -32,6 +32,24 @@ fn stop_and_start_keep_every_file_and_reset_keeps_the_work_disk() {
     assert_eq!(banger.exec("a", &["cat", "/root/mark"]), "work");
     let ran = banger.run(&["vm", "exec", "a", "--", "test", "-e", "/etc/mark"]);
     assert_eq!(ran.code(), Some(1), "{ran:?}");
+}
+
+#[test]
+fn followed_logs_end_with_the_run_and_hold_all_of_it() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.boot("a");
+    let log = banger.start(&["vm", "logs", "--follow", "a"]);
+    let console = banger.start(&["vm", "logs", "--follow", "--console", "a"]);
+    banger.exec("a", &["sh", "-c", "echo here > /dev/console"]);
+    console.wait_for_output("here");
+
+    banger.ok(&["vm", "stop", "a"]);
+
+    let ran = log.finish(DEADLINE);
+    assert_eq!(ran.code(), Some(0), "{ran:?}");
+    let ran = console.finish(DEADLINE);
+    assert_eq!(ran.code(), Some(0), "{ran:?}");
+    assert!(ran.text().contains("reboot: Power down"), "{ran:?}");
 }
 
 #[test]
@@ -68,7 +86,12 @@ fn delete_leaves_nothing_on_the_host() {
     banger.ok(&["vm", "stop", "a"]);
     banger.ok(&["vm", "delete", "a"]);
     banger.ok(&["vm", "kill", "b"]);
-    banger.ok(&["vm", "delete", "b"]);
+    // No news is good news: a script gets a line for what it asked, and no stages.
+    let ran = banger.run(&["vm", "delete", "b"]);
+    assert_eq!(
+        (ran.text(), ran.error()),
+        ("b deleted\n".into(), String::new())
+    );
     assert_eq!(before.changes(&Census::take(&banger)), [""; 0]);
 }
 

@@ -41,3 +41,29 @@ fn unknown_command_is_a_usage_error_on_standard_error() {
     assert_eq!(ran.text(), "");
     assert!(ran.error().contains("frobnicate"), "{ran:?}");
 }
+
+#[test]
+fn daemon_that_ends_by_order_or_signal_takes_its_socket_with_it() {
+    let banger = Banger::new();
+    let socket = banger.runtime().join("bangerd.sock");
+    let list = &["vm", "list", "--quiet"];
+
+    banger.ok(list);
+    assert!(socket.exists());
+    banger.ok(&["daemon", "stop"]);
+    assert!(!socket.exists());
+
+    banger.ok(list);
+    let pid = i32::try_from(banger.daemon().expect("the list started one")).unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+    rustix::process::pidfd_send_signal(&process, rustix::process::Signal::TERM).unwrap();
+    assert!(support::events::wait_readable(&process, support::DEADLINE));
+    assert!(!socket.exists());
+
+    // One that crashed leaves its file, which is in nobody's way.
+    banger.ok(list);
+    banger.kill_daemon();
+    assert!(socket.exists());
+    banger.ok(list);
+}

@@ -7,7 +7,7 @@
 
 use std::io::{self, ErrorKind, IoSliceMut, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -58,15 +58,35 @@ pub fn connect(socket: &Path) -> Result<Option<UnixStream>, Failure> {
     }
 }
 
+/// A request that was sent; readable when something of its answer is there.
+#[derive(Debug)]
+pub struct Asked {
+    stream: UnixStream,
+    // A daemon that refuses may close before it has read everything; its reason is
+    // then already on the way, so a failed write is judged after reading.
+    written: io::Result<()>,
+}
+
+impl AsFd for Asked {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
 /// Asks on a connection and waits for the last line.
 ///
 /// # Errors
 /// What the daemon answered, or that it went away.
 pub fn ask(
-    mut stream: UnixStream,
+    stream: UnixStream,
     request: Request,
-    mut on_progress: impl FnMut(&Progress),
+    on_progress: impl FnMut(&Progress),
 ) -> Result<Answer, Failure> {
+    begin(stream, request).answer(on_progress)
+}
+
+/// Asks on a connection.
+pub fn begin(mut stream: UnixStream, request: Request) -> Asked {
     let call = Call {
         v: PROTOCOL_VERSION,
         op: operation_id(),
@@ -74,31 +94,40 @@ pub fn ask(
     };
     let mut line = serde_json::to_vec(&call).expect("our own requests have string keys only");
     line.push(b'\n');
-    // A daemon that refuses may close before it has read everything; its reason is
-    // then already on the way, so a failed write is judged after reading.
     let written = stream.write_all(&line);
-    let mut lines = Lines::new(&stream);
-    loop {
-        let line = match lines.next() {
-            Ok(Some(line)) => line,
-            Ok(None) => return Err(lost(written.err())),
-            Err(error) => return Err(lost(Some(error))),
-        };
-        match serde_json::from_slice(&line) {
-            Ok(Line::Progress(progress)) => on_progress(&progress),
-            Ok(Line::Failed(failure)) => return Err(failure.into()),
-            Ok(Line::Done(reply)) => {
-                let descriptor = lines.descriptor.take();
-                return Ok(Answer {
-                    reply,
-                    descriptor,
-                    _connection: stream,
-                });
-            }
-            Err(error) => {
-                return Err(Failure::failed("read the answer of bangerd")
-                    .because(error)
-                    .hint("It may be of another version: `banger daemon stop` lets the next command start its own. VMs keep running."));
+    Asked { stream, written }
+}
+
+impl Asked {
+    /// Waits for the last line.
+    ///
+    /// # Errors
+    /// What the daemon answered, or that it went away.
+    pub fn answer(self, mut on_progress: impl FnMut(&Progress)) -> Result<Answer, Failure> {
+        let Asked { stream, written } = self;
+        let mut lines = Lines::new(&stream);
+        loop {
+            let line = match lines.next() {
+                Ok(Some(line)) => line,
+                Ok(None) => return Err(lost(written.err())),
+                Err(error) => return Err(lost(Some(error))),
+            };
+            match serde_json::from_slice(&line) {
+                Ok(Line::Progress(progress)) => on_progress(&progress),
+                Ok(Line::Failed(failure)) => return Err(failure.into()),
+                Ok(Line::Done(reply)) => {
+                    let descriptor = lines.descriptor.take();
+                    return Ok(Answer {
+                        reply,
+                        descriptor,
+                        _connection: stream,
+                    });
+                }
+                Err(error) => {
+                    return Err(Failure::failed("read the answer of bangerd")
+                        .because(error)
+                        .hint("It may be of another version: `banger daemon stop` lets the next command start its own. VMs keep running."));
+                }
             }
         }
     }

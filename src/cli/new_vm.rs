@@ -7,7 +7,6 @@ use crate::config::sizes::{Machine, Sizes};
 use crate::failure::Failure;
 use crate::model::ids::{ImageName, KernelName, VmName};
 use crate::model::net::{NetRequest, PortForward};
-use crate::model::units::Bytes;
 use crate::model::vm::{InitMode, VmmRequest};
 use crate::proto::request::{GitIdentity, NewVm};
 
@@ -61,9 +60,6 @@ impl Wanted {
         let net = self.network(config)?;
         self.check_ports(net)?;
         let sizes = Sizes::resolve(config, machine);
-        if let Some(MemorySize(memory)) = self.memory {
-            check_memory(memory, machine)?;
-        }
         let workdir = self.workdir.map(|GuestDirectory(directory)| directory);
         Ok(NewVm {
             name: self.name,
@@ -117,20 +113,10 @@ impl Wanted {
     }
 }
 
-/// A guest fills its memory in time: what this machine lacks would end in its swap, or
-/// with a VMM that the kernel kills.
-fn check_memory(memory: Bytes, machine: Machine) -> Result<(), Failure> {
-    if memory <= machine.memory {
-        return Ok(());
-    }
-    let has = Bytes::mib(machine.memory.whole_mib());
-    let what = format!("--memory: {memory} is more than this machine has, {has}");
-    Err(Failure::usage(what).hint("Give less, such as `--memory 2G`."))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::units::Bytes;
     use std::path::Path;
 
     const MACHINE: Machine = Machine {
@@ -168,20 +154,6 @@ mod tests {
         assert_eq!((vm.vcpu, vm.memory), (1, Bytes::gib(1)));
         assert_eq!(vm.net, NetRequest::None);
         assert_eq!(vm.workdir.as_deref(), Some("/tmp"));
-    }
-
-    #[test]
-    fn more_memory_than_the_machine_has_is_refused() {
-        let memory = |size| Wanted {
-            memory: Some(MemorySize(size)),
-            ..Wanted::default()
-        };
-        assert!(resolve(memory(Bytes::gib(16)), "").is_ok());
-        let failure = resolve(memory(Bytes::gib(17)), "").unwrap_err();
-        assert_eq!(
-            failure.what,
-            "--memory: 17G is more than this machine has, 16G"
-        );
     }
 
     #[test]

@@ -230,6 +230,7 @@ impl Actor {
             Action::AcceptGuest { vm } => self.accept_guest(vm),
             Action::ForgetGuest { vm } => self.shell.guests.forget(vm),
             Action::Watch { vm, run } => self.shell.watch(vm, run),
+            Action::WatchBackend { vm, run } => self.shell.watch_backend(vm, run),
             Action::PowerOff { vm, run } => self.shell.power_off(vm, run, moment::now_ns()),
             Action::ArmTimer { timer, after_ms } => self.shell.arm_timer(timer, after_ms),
             Action::StartJob { job, work } => self.shell.start_job(job, work),

@@ -110,10 +110,10 @@ impl Guests {
         };
         let late = async {
             Timer::after(deadline).await;
-            let seconds = deadline.as_secs();
+            let limit = span(deadline);
             Err(Fault::new(
                 FaultKind::Timeout,
-                format!("wait for the guest: its agent did not answer in {seconds} s"),
+                format!("wait for the guest: its agent did not answer in {limit}"),
             ))
         };
         let cancel = async {
@@ -161,6 +161,14 @@ fn last_words(console: &Path) -> String {
     match said("reboot: Power down").or(said("reboot: Restarting system")) {
         Some(_) => "the guest powered off".to_owned(),
         None => "its VMM ended while the guest ran".to_owned(),
+    }
+}
+
+/// A deadline in words: below ten seconds, whole seconds would be a coarse lie.
+fn span(deadline: Duration) -> String {
+    match deadline.as_millis() {
+        milliseconds @ 0..10_000 => format!("{milliseconds} ms"),
+        _ => format!("{} s", deadline.as_secs()),
     }
 }
 
@@ -229,6 +237,13 @@ mod tests {
         let path = folder.path().join("console.log");
         std::fs::write(&path, console).unwrap();
         last_words(&path)
+    }
+
+    #[test]
+    fn a_short_deadline_is_told_in_milliseconds() {
+        assert_eq!(span(Duration::from_millis(300)), "300 ms");
+        assert_eq!(span(Duration::from_millis(9_999)), "9999 ms");
+        assert_eq!(span(Duration::from_secs(60)), "60 s");
     }
 
     #[test]

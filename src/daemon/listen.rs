@@ -70,6 +70,14 @@ pub fn bind(path: &Path) -> Result<UnixListener, Failure> {
     bound.map_err(|error| storage(&attempt, &error))
 }
 
+/// Removes the socket's file at the daemon's end. The caller still listens on it: see
+/// [`bind`] for why nobody else can have bound it then.
+pub fn remove(path: &Path) {
+    if let Err(error) = fs::remove_file(path) {
+        log::warn!("remove {}: {error}", path.display());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -32,6 +32,7 @@ pub mod wire_up;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -110,6 +111,8 @@ struct Daemon {
     inbox: smol::channel::Receiver<Input>,
     sender: Sender<Input>,
     listener: std::os::unix::net::UnixListener,
+    /// Where the listener is bound.
+    socket: PathBuf,
     own_uid: u32,
     names: Names,
     resolver: Option<Dns>,
@@ -132,7 +135,8 @@ fn prepare(started: Instant) -> Result<Daemon, Failure> {
     }
     // The store's lock makes us the only daemon here; the socket comes after it.
     let (store, loaded) = Store::open(&layout.store())?;
-    let listener = listen::bind(&layout.daemon_socket())?;
+    let socket = layout.daemon_socket();
+    let listener = listen::bind(&socket)?;
     let wired = wire_up::wire_up(&layout, &config);
     let executor = Rc::new(LocalExecutor::new());
     let (sender, inbox) = smol::channel::bounded(INBOX);
@@ -166,6 +170,7 @@ fn prepare(started: Instant) -> Result<Daemon, Failure> {
         inbox,
         sender,
         listener,
+        socket,
         own_uid,
         names,
         resolver: wired.resolver,
@@ -201,8 +206,12 @@ impl Daemon {
         let executor = self.executor.clone();
         let ended = smol::block_on(executor.run(async {
             let ended = self.actor.run(self.inbox).await;
-            // The loop's end closed every client's channel; who asked us to end is to
-            // hear that we do.
+            // The loop's end gave up the store. A successor may have it already, but it
+            // binds nothing while a call of this socket is still taken, so what is
+            // removed here is ours.
+            listen::remove(&self.socket);
+            // It also closed every client's channel; who asked us to end is to hear that
+            // we do.
             drop(accepting);
             let all_told = async { while told.recv().await.is_ok() {} };
             let late = async {

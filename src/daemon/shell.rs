@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use smol::channel::Sender;
 use smol::future::{self, FutureExt};
-use smol::{LocalExecutor, Timer};
+use smol::{Async, LocalExecutor, Timer};
 
 use super::base::{self, Base};
 use super::clients::Input;
@@ -22,6 +22,7 @@ use super::jobs::Jobs;
 use crate::failure::Failure;
 use crate::host::Host;
 use crate::host::layout::Layout;
+use crate::host::process::Process;
 use crate::image::rootfs;
 use crate::model::ids::VmId;
 use crate::plan::event::{Event, JobId, RunToken, StepToken};
@@ -278,22 +279,26 @@ impl Shell {
         }
     }
 
-    /// Finds out which VMs have a live VMM, and puts back under those what is named.
+    /// Finds out which VMs have a live VMM and a live vsock back end, and puts back under those what is named.
     pub fn find_vmms(&self, vms: Vec<(VmId, Vec<Step>)>) {
         let (host, inbox) = (self.host.clone(), self.inbox.clone());
         let task = self.executor.spawn(async move {
-            let alive = smol::unblock(move || {
-                let lives = |vm: VmId| matches!(host.real().vmms().watch(vm), Ok(Some(_)));
-                vms.into_iter()
-                    .filter(|(vm, _)| lives(*vm))
-                    .map(|(vm, mend)| {
-                        put_back(&host, &mend);
-                        vm
-                    })
-                    .collect::<BTreeSet<_>>()
+            let found = smol::unblock(move || {
+                let vmms = host.real().vmms();
+                let (mut alive, mut linked) = (BTreeSet::new(), BTreeSet::new());
+                for (vm, mend) in vms {
+                    if !matches!(vmms.watch(vm), Ok(Some(_))) {
+                        continue;
+                    }
+                    alive.insert(vm);
+                    if matches!(vmms.watch_backend(vm), Ok(Some(_))) {
+                        linked.insert(vm);
+                    }
+                    put_back(&host, &mend);
+                }
+                Event::Recovered { alive, linked }
             });
-            let alive = alive.await;
-            let _ = inbox.send(Input::Event(Event::Recovered { alive })).await;
+            let _ = inbox.send(Input::Event(found.await)).await;
         });
         task.detach();
     }
@@ -311,11 +316,30 @@ impl Shell {
             Some(process) => self.pids.insert(vm, (run, process.pid())),
             None => self.pids.remove(&vm),
         };
-        self.guests.watch(
-            vm,
-            run,
-            process.map(crate::host::process::Process::into_pidfd),
-        );
+        self.guests.watch(vm, run, process.map(Process::into_pidfd));
+    }
+
+    /// Says when a VM's vsock back end ends, and how where it was our child.
+    pub fn watch_backend(&self, vm: VmId, run: RunToken) {
+        let found = self.host.real().vmms().watch_backend(vm);
+        let process = found.unwrap_or_else(|fault| {
+            log::error!(vm:%; "find the vsock back end: {fault}");
+            None
+        });
+        let (host, inbox) = (self.host.clone(), self.inbox.clone());
+        let watching = async move {
+            let how = match process {
+                Some(process) => {
+                    let pid = process.pid();
+                    end_of(process).await;
+                    host.real().vmms().how_it_ended(pid)
+                }
+                None => None,
+            };
+            let exited = Event::BackendExited { vm, run, how };
+            let _ = inbox.send(Input::Event(exited)).await;
+        };
+        self.executor.spawn(watching).detach();
     }
 
     /// The process id of a VM's VMM, while it is watched.
@@ -328,6 +352,17 @@ impl Shell {
         if self.pids.get(&vm).is_some_and(|(of, _)| *of == run) {
             self.pids.remove(&vm);
         }
+    }
+}
+
+/// Waits for a process's end. One that cannot be watched counts as ended, as a VMM does.
+async fn end_of(process: Process) {
+    let watched = match Async::new(process.into_pidfd()) {
+        Ok(pidfd) => pidfd.readable().await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = watched {
+        log::error!("watch a vsock back end: {error}");
     }
 }
 

@@ -30,6 +30,7 @@ pub fn request(asked: &wire::Request) -> Option<Request> {
         wire::Request::VmShow { vm: target } | wire::Request::VmOpenLog { vm: target, .. } => {
             Request::Show { target: vm(target) }
         }
+        wire::Request::VmWait { vm: target } => Request::Wait { target: vm(target) },
         wire::Request::VmDial { vm: target } => Request::Dial { target: vm(target) },
         wire::Request::ImageList {} => Request::ImageList,
         wire::Request::ImageShow { name } => Request::ImageShow {

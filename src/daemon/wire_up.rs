@@ -143,6 +143,7 @@ fn plan_facts(
         qemu: installed(programs, &["qemu-system-x86_64", "vhost-device-vsock"]),
         taps: facts::taps(&bridge).map_or_else(Fitness::Unfit, |()| Fitness::Fit),
         subnet: config.subnet(),
+        memory: facts::memory(),
         catalog_images: catalog
             .images
             .iter()

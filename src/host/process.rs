@@ -7,14 +7,16 @@
 //! VMM carries the same words, so it is found too. Zombies have no command line and
 //! are not found.
 
+use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::Child;
+use std::process::{Child, ExitStatus};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -163,25 +165,60 @@ pub fn ready_for(
     }
 }
 
+/// Ended children whose status is kept for whoever asks.
+const STATUSES: usize = 64;
+
 /// Children of this process that outlive the call that started them. Somebody must
 /// take their exit status, or they stay zombies; nobody waits for it.
 #[derive(Debug, Default)]
-pub struct Children(Mutex<Vec<Child>>);
+pub struct Children(Mutex<Family>);
+
+#[derive(Debug, Default)]
+struct Family {
+    living: Vec<Child>,
+    /// The last few that ended, with how.
+    ended: VecDeque<(u32, ExitStatus)>,
+}
 
 impl Children {
     /// Takes a child over.
     pub fn adopt(&self, child: Child) {
-        self.lock().push(child);
+        let mut family = self.lock();
+        // The number means this one from now on.
+        family.ended.retain(|(pid, _)| *pid != child.id());
+        family.living.push(child);
     }
 
     /// Lets the ended ones go. Called by every verb that looks at processes, so that
     /// at most the last VM's are left as zombies.
     pub fn reap(&self) {
-        self.lock()
-            .retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+        let Family { living, ended } = &mut *self.lock();
+        living.retain_mut(|child| {
+            let seen = child.try_wait();
+            if let Ok(Some(status)) = seen {
+                ended.push_back((child.id(), status));
+            }
+            matches!(seen, Ok(None))
+        });
+        while ended.len() > STATUSES {
+            ended.pop_front();
+        }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Child>> {
+    /// How an adopted child ended, for people: `killed by signal 9`. Nothing is known of
+    /// a process that an earlier daemon started.
+    pub fn how_it_ended(&self, pid: u32) -> Option<String> {
+        self.reap();
+        let family = self.lock();
+        let (_, status) = family.ended.iter().rev().find(|(ended, _)| *ended == pid)?;
+        Some(match (status.code(), status.signal()) {
+            (Some(code), _) => format!("exited with status {code}"),
+            (None, Some(signal)) => format!("killed by signal {signal}"),
+            (None, None) => status.to_string(),
+        })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Family> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -273,11 +310,14 @@ mod tests {
         let process = Process::pin(Pid::from_child(&child)).unwrap();
         children.adopt(child);
         children.reap();
-        assert_eq!(children.lock().len(), 1);
+        assert_eq!(children.lock().living.len(), 1);
+        assert_eq!(children.how_it_ended(process.pid()), None);
         process.kill().unwrap();
         assert!(process.ends_within(Duration::from_secs(20)));
         children.reap();
-        assert!(children.lock().is_empty());
+        assert!(children.lock().living.is_empty());
+        let how = children.how_it_ended(process.pid());
+        assert_eq!(how.as_deref(), Some("killed by signal 9"));
     }
 
     #[test]

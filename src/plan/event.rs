@@ -35,11 +35,12 @@ pub struct JobId(pub u64);
 pub enum Event {
     /// The store is open; the first event.
     Opened,
-    /// Answer to [`Action::FindVmms`]: these VMs have a live VMM. Clients are heard
-    /// only after it.
+    /// Answer to [`Action::FindVmms`]. Clients are heard only after it.
     Recovered {
-        /// Of the VMs asked about.
+        /// Those of the VMs asked about that have a live VMM.
         alive: BTreeSet<VmId>,
+        /// Those of the living that have a live vsock back end.
+        linked: BTreeSet<VmId>,
     },
     /// A client asks.
     Request {
@@ -88,6 +89,15 @@ pub enum Event {
         run: RunToken,
         /// For people: `exited with status 1`.
         reason: String,
+    },
+    /// The vsock back end of a watched run ended.
+    BackendExited {
+        /// Of which VM.
+        vm: VmId,
+        /// Which run.
+        run: RunToken,
+        /// For people, where it is known: `killed by signal 9`.
+        how: Option<String>,
     },
     /// A timer fired.
     TimerFired {
@@ -154,8 +164,8 @@ pub enum Action {
     /// Kill what helper programs of an earlier daemon still run, and wait until none
     /// does, before anything that follows.
     KillHelpers,
-    /// Find out which of these VMs have a live VMM, and ensure the steps named for those
-    /// that do; answer with `Recovered`. Nothing else is under way until then.
+    /// Find out which of these VMs have a live VMM and which a live vsock back end, and
+    /// ensure the steps named for those with a VMM; answer with `Recovered`. Nothing else is under way until then.
     FindVmms(Vec<(VmId, Vec<Step>)>),
     /// Do this step off the loop; answer with `StepDone`. The wait for a guest ends at the
     /// deadline; every other step bounds its own waits below it, and one that is late all
@@ -192,6 +202,14 @@ pub enum Action {
     },
     /// Say when the VMM of this run ends; answer with `VmmExited`, at once if it has.
     Watch {
+        /// Of which VM.
+        vm: VmId,
+        /// Which run.
+        run: RunToken,
+    },
+    /// Say when the vsock back end of this run ends; answer with `BackendExited`, at once
+    /// if it has.
+    WatchBackend {
         /// Of which VM.
         vm: VmId,
         /// Which run.

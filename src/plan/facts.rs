@@ -22,6 +22,8 @@ pub struct HostFacts {
     pub taps: Fitness,
     /// The network of our bridge.
     pub subnet: Subnet,
+    /// Main memory of this machine, without its swap.
+    pub memory: Bytes,
     /// The names that can be pulled.
     pub catalog_images: Vec<ImageName>,
     /// The names that can be pulled.
@@ -116,6 +118,18 @@ impl HostFacts {
         Ok(VmmChoice { kind, reason: how })
     }
 
+    /// Refuses more guest memory than this machine has. A guest fills its memory in
+    /// time: what is lacking would end in the swap, or with a VMM that the kernel kills.
+    pub fn check_memory(&self, memory: Bytes) -> Result<(), Failure> {
+        if memory <= self.memory {
+            return Ok(());
+        }
+        let has = Bytes::mib(self.memory.whole_mib());
+        Err(Failure::usage(format!(
+            "memory of {memory} is more than this machine has, {has}"
+        )))
+    }
+
     /// The network of a VM under this VMM, with what is worth saying about it.
     pub fn choose_net(
         &self,
@@ -152,7 +166,7 @@ impl HostFacts {
             VmmKind::QemuKvm | VmmKind::QemuTcg => (
                 NetMode::User,
                 Some(format!(
-                    "user-mode network: {why}; for a tap with an address of its own, `sudo bangerd-root --owner $(id -u)` and `banger daemon stop`"
+                    "user-mode network: {why}; the guest reaches what listens on this host's 127.0.0.1 (as 10.0.2.2); for a tap with an address of its own, `sudo bangerd-root --owner $(id -u)` and `banger daemon stop`"
                 )),
             ),
         }

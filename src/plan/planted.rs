@@ -16,6 +16,8 @@ pub(crate) enum Bug {
     LeaseReleasedEarly,
     /// Recovery begins while helper programs of the old daemon may still run.
     HelpersNotKilled,
+    /// Nobody hears that a vsock back end ends.
+    BackendUnwatched,
 }
 
 #[cfg(test)]

@@ -64,6 +64,12 @@ pub enum Request {
         /// Which.
         target: String,
     },
+    /// Its coming to rest: told at once where nothing of it runs or is under way.
+    /// Answer: `Vm`, or `Deleted`.
+    Wait {
+        /// Which.
+        target: String,
+    },
     /// Permission to reach the agent of a running VM. Answer: `Dial`.
     Dial {
         /// Which.
@@ -126,6 +132,7 @@ impl Request {
             Request::Reset { .. } => "reset",
             Request::List => "list",
             Request::Show { .. } => "show",
+            Request::Wait { .. } => "wait",
             Request::Dial { .. } => "dial",
             Request::ImageList => "image list",
             Request::ImageShow { .. } => "image show",

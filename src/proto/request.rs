@@ -93,6 +93,11 @@ pub enum Request {
         /// Which.
         vm: String,
     },
+    /// Answered when the VM is at rest: at once, or when its run has ended.
+    VmWait {
+        /// Which.
+        vm: String,
+    },
     /// A connection to a running VM's agent, as a descriptor with the last line.
     VmDial {
         /// Which.
@@ -168,6 +173,7 @@ impl Request {
             Request::VmReset { .. } => "vm_reset",
             Request::VmList {} => "vm_list",
             Request::VmShow { .. } => "vm_show",
+            Request::VmWait { .. } => "vm_wait",
             Request::VmDial { .. } => "vm_dial",
             Request::VmOpenLog { .. } => "vm_open_log",
             Request::ImageList {} => "image_list",

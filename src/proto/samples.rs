@@ -101,6 +101,7 @@ fn requests() -> Vec<Request> {
         Request::VmReset { vm: vm() },
         Request::VmList {},
         Request::VmShow { vm: vm() },
+        Request::VmWait { vm: vm() },
         Request::VmDial { vm: vm() },
         Request::VmOpenLog {
             vm: vm(),

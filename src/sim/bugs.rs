@@ -1,6 +1,7 @@
 //! Planted bugs: each must be found, or the simulation proves nothing.
 
 use crate::model::net::NetRequest;
+use crate::plan::facts::Fitness;
 use crate::plan::planted::{Bug, plant};
 use crate::plan::record::Removal;
 use crate::plan::request::{Force, Request};
@@ -18,6 +19,19 @@ fn finds(bug: Option<Bug>, shell: ShellBug, scripts: Vec<Vec<Request>>, said: &s
     run.bug = shell;
     plant(bug);
     let search = Search::of(run, 2, Faults::ALL);
+    plant(None);
+    let (broken, _) = search.broken.expect("the bug is found");
+    assert!(broken.contains(said), "{broken}");
+}
+
+/// The same on a host whose guests run under QEMU.
+#[track_caller]
+fn finds_with_qemu(bug: Bug, scripts: Vec<Vec<Request>>, said: &str) {
+    let mut run = Run::stocked(scripts);
+    run.facts.kvm = Fitness::Unfit("none".to_owned());
+    Search::of(run.clone(), 1, Faults::ALL).assert_holds();
+    plant(Some(bug));
+    let search = Search::of(run, 1, Faults::ALL);
     plant(None);
     let (broken, _) = search.broken.expect("the bug is found");
     assert!(broken.contains(said), "{broken}");
@@ -88,4 +102,10 @@ fn helpers_not_killed_before_recovery_are_found() {
         created(),
         "orphan",
     );
+}
+
+#[test]
+fn back_end_that_nobody_watches_is_found() {
+    let said = "is running without its vsock-backend";
+    finds_with_qemu(Bug::BackendUnwatched, created(), said);
 }

@@ -34,6 +34,8 @@ pub(super) enum Move {
     HelperActs,
     /// A VMM ends by itself.
     VmmDies(VmId),
+    /// A vsock back end ends by itself.
+    BackendDies(VmId),
     /// A client's connection ends.
     Leave(usize),
 }
@@ -203,8 +205,12 @@ impl Run {
         }
         if faults.vmm_deaths {
             let objects = self.world.objects.keys();
-            let vmms = objects.filter(|(_, kind)| *kind == StepKind::Vmm);
-            moves.extend(vmms.map(|(vm, _)| Move::VmmDies(*vm)));
+            let deaths = objects.filter_map(|(vm, kind)| match kind {
+                StepKind::Vmm => Some(Move::VmmDies(*vm)),
+                StepKind::VsockBackend => Some(Move::BackendDies(*vm)),
+                _ => None,
+            });
+            moves.extend(deaths);
         }
         if faults.leaving {
             moves.extend((0..self.clients.all.len()).map(Move::Leave));

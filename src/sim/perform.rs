@@ -21,18 +21,21 @@ impl Run {
             Action::Save(changes) => self.save(changes),
             Action::KillHelpers => self.helpers.clear(),
             Action::FindVmms(asked) => {
-                let mut alive = BTreeSet::new();
+                let (mut alive, mut linked) = (BTreeSet::new(), BTreeSet::new());
                 for (vm, mend) in asked {
                     if !self.world.is_alive(vm) {
                         continue;
                     }
                     alive.insert(vm);
+                    if self.world.has(vm, StepKind::VsockBackend) {
+                        linked.insert(vm);
+                    }
                     for step in mend {
                         // What cannot be put back is logged and changes nothing.
                         let _unheard = self.world.ensure(&step);
                     }
                 }
-                self.news.push_back(Event::Recovered { alive });
+                self.news.push_back(Event::Recovered { alive, linked });
             }
             Action::RunStep {
                 vm,
@@ -62,6 +65,10 @@ impl Run {
                 self.watches.insert(vm, run);
                 self.notice_exits();
             }
+            Action::WatchBackend { vm, run } => {
+                self.backend_watches.insert(vm, run);
+                self.notice_exits();
+            }
             Action::PowerOff { vm, run } => self.power_off(vm, run, fault),
             Action::ArmTimer { timer, after_ms } => {
                 self.timers.push((self.now_ms + after_ms, timer));
@@ -87,7 +94,7 @@ impl Run {
     }
 
     fn guest_may_call(&mut self, vm: VmId, verb: Verb, kind: StepKind) {
-        if (verb, kind) == (Verb::Ensure, StepKind::Ready) && self.world.is_alive(vm) {
+        if (verb, kind) == (Verb::Ensure, StepKind::Ready) && self.world.is_reachable(vm) {
             let boot = BootReport {
                 init: "agent".to_owned(),
                 phases: Vec::new(),
@@ -109,7 +116,7 @@ impl Run {
     }
 
     fn power_off(&mut self, vm: VmId, run: RunToken, fault: Option<PowerOffFault>) {
-        let alive = self.world.is_alive(vm) && fault != Some(PowerOffFault::Unreachable);
+        let alive = self.world.is_reachable(vm) && fault != Some(PowerOffFault::Unreachable);
         let result = match alive {
             true => Ok(()),
             false => Err(Fault::new(FaultKind::Other, "the agent does not answer")),

@@ -69,6 +69,7 @@ pub(super) struct Run {
     pub(super) jobs: Vec<(JobId, JobWork)>,
     pub(super) timers: Vec<(u64, TimerId)>,
     pub(super) watches: BTreeMap<VmId, RunToken>,
+    pub(super) backend_watches: BTreeMap<VmId, RunToken>,
     pub(super) news: VecDeque<Event>,
     pub(super) clients: Clients,
     pub(super) asked: BTreeSet<OpId>,
@@ -91,6 +92,7 @@ pub(super) fn facts() -> HostFacts {
         qemu: Fitness::Fit,
         taps: Fitness::Fit,
         subnet: "10.0.0.0/28".parse().unwrap(),
+        memory: Bytes::gib(64),
         catalog_images: vec!["small".parse().unwrap()],
         catalog_kernels: vec!["cloud".parse().unwrap()],
         ready_deadline_ms: None,
@@ -144,6 +146,7 @@ impl Run {
             jobs: Vec::new(),
             timers: Vec::new(),
             watches: BTreeMap::new(),
+            backend_watches: BTreeMap::new(),
             news: VecDeque::new(),
             clients: Clients::with(scripts),
             asked: BTreeSet::new(),
@@ -196,6 +199,10 @@ impl Run {
             }
             Move::VmmDies(vm) => {
                 self.world.turn(&Turn::VmmDies(*vm));
+                self.notice_exits();
+            }
+            Move::BackendDies(vm) => {
+                self.world.turn(&Turn::BackendDies(*vm));
                 self.notice_exits();
             }
             Move::Leave(index) => {
@@ -343,11 +350,12 @@ impl Run {
         self.jobs.clear();
         self.timers.clear();
         self.watches.clear();
+        self.backend_watches.clear();
         self.news.clear();
         self.clients.reconnect_all();
     }
 
-    /// Watched VMMs that are gone become news.
+    /// Watched VMMs and back ends that are gone become news.
     pub(super) fn notice_exits(&mut self) {
         let gone: Vec<VmId> = self
             .watches
@@ -359,6 +367,13 @@ impl Run {
             let run = self.watches.remove(&vm).expect("listed just now");
             let reason = "exited with status 0".to_owned();
             self.news.push_back(Event::VmmExited { vm, run, reason });
+        }
+        let backends = self.backend_watches.clone().into_iter();
+        let gone = backends.filter(|(vm, _)| !self.world.has(*vm, StepKind::VsockBackend));
+        for (vm, run) in gone.collect::<Vec<_>>() {
+            self.backend_watches.remove(&vm);
+            let how = Some("killed by signal 9".to_owned());
+            self.news.push_back(Event::BackendExited { vm, run, how });
         }
     }
 

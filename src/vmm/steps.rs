@@ -83,6 +83,19 @@ impl Vmms {
         Ok(self.vmm_processes(vm)?.into_iter().next())
     }
 
+    /// The vsock back end's process, likewise.
+    ///
+    /// # Errors
+    /// The machine's processes cannot be listed.
+    pub fn watch_backend(&self, vm: VmId) -> Result<Option<Process>, Fault> {
+        Ok(self.vsock_processes(vm)?.into_iter().next())
+    }
+
+    /// How a process of a VM ended, where this daemon started it.
+    pub fn how_it_ended(&self, pid: u32) -> Option<String> {
+        self.children.how_it_ended(pid)
+    }
+
     /// Makes the vsock back end run and listen.
     pub fn ensure_vsock_backend(&self, vm: VmId) -> Result<(), Fault> {
         if self.probe_vsock_backend(vm)? == Presence::Present {

@@ -55,6 +55,11 @@ impl Mind {
             request.work_disk,
             request.root_disk,
         )?;
+        self.facts.check_memory(request.memory).map_err(|failure| {
+            failure.hint(
+                "Give less with `--memory`, or with `vm_defaults.memory` in the configuration.",
+            )
+        })?;
         let name = self.free_name(request.name.as_ref())?;
         let (net, _) = self.network(request)?;
         if net != NetMode::User && !request.publish.is_empty() {
@@ -262,6 +267,7 @@ impl Vm {
             is_durable: true,
             work: None,
             queued: None,
+            watchers: Vec::new(),
             owner: None,
             run: None,
             listening: false,

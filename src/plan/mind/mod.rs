@@ -66,6 +66,8 @@ struct Vm {
     is_durable: bool,
     work: Option<Work>,
     queued: Option<Queued>,
+    /// Who is told when it comes to rest, whoever brings that about.
+    watchers: Vec<Waiter>,
     /// The client whose connection it goes with.
     owner: Option<ClientId>,
     /// Its current run; news of another is stale.
@@ -125,7 +127,7 @@ impl Mind {
         self.moment = moment;
         match event {
             Event::Opened => self.opened(),
-            Event::Recovered { alive } => self.recovered(&alive),
+            Event::Recovered { alive, linked } => self.recovered(&alive, &linked),
             Event::Request {
                 client,
                 op,
@@ -136,6 +138,7 @@ impl Mind {
             Event::GuestReady { vm, boot } => self.guest_ready(vm, boot),
             Event::PowerOffSent { vm, run, result } => self.power_off_sent(vm, run, result),
             Event::VmmExited { vm, run, reason } => self.vmm_exited(vm, run, &reason),
+            Event::BackendExited { vm, run, how } => self.backend_exited(vm, run, how),
             Event::TimerFired { timer } => self.timer_fired(timer),
             Event::JobProgress { job, progress } => self.job_progress(job, &progress),
             Event::JobDone { job, result } => self.job_done(job, result),

@@ -37,6 +37,10 @@ impl Mind {
                 self.ask(waiter, &target, wish);
             }
             Request::Reset { target } => self.ask(waiter, &target, Wish::Reset),
+            Request::Wait { target } => match self.resolve(&target) {
+                Ok(vm) => self.wait_for_rest(vm, waiter),
+                Err(failure) => self.fail(waiter, failure),
+            },
             Request::Dial { target } => self.ask(waiter, &target, Wish::Dial),
             Request::ImagePull { name, refresh } => match self.resolve_image(&name) {
                 Ok(name) => self.pull(waiter, PullKey::Image(name), refresh),

@@ -37,6 +37,15 @@ fn mendable(record: &VmRecord) -> Vec<Step> {
         .collect()
 }
 
+/// What runs of a VM that was running.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Whole,
+    NoVmm,
+    /// Its VMM runs, and nobody can reach its guest.
+    NoBackend,
+}
+
 impl Mind {
     pub(super) fn remember(&mut self, loaded: Loaded) {
         for record in loaded.vms {
@@ -123,14 +132,19 @@ impl Mind {
         self.out.push(Action::FindVmms(asked.collect()));
     }
 
-    pub(super) fn recovered(&mut self, alive: &BTreeSet<VmId>) {
+    pub(super) fn recovered(&mut self, alive: &BTreeSet<VmId>, linked: &BTreeSet<VmId>) {
         if self.life != Life::Opening {
             return;
         }
         self.life = Life::Serving;
         let ids: Vec<VmId> = self.vms.keys().copied().collect();
         for id in ids {
-            self.recover(id, alive.contains(&id));
+            let found = match (alive.contains(&id), linked.contains(&id)) {
+                (false, _) => Found::NoVmm,
+                (true, false) if self.needs_backend(id) => Found::NoBackend,
+                (true, _) => Found::Whole,
+            };
+            self.recover(id, found);
         }
         // A store without any name is new, or lost: then nothing on disk is known to be
         // left over, and an image takes a minute to make again.
@@ -139,7 +153,12 @@ impl Mind {
         }
     }
 
-    fn recover(&mut self, id: VmId, alive: bool) {
+    fn needs_backend(&self, id: VmId) -> bool {
+        let mut steps = self.vms[&id].record.run_plan.iter();
+        steps.any(|step| step.kind() == StepKind::VsockBackend) && !planted(Bug::BackendUnwatched)
+    }
+
+    fn recover(&mut self, id: VmId, found: Found) {
         let record = &self.vms[&id].record;
         let goes = record.removal == Removal::WithClient;
         let reason = record.reason.clone();
@@ -152,8 +171,13 @@ impl Mind {
                 self.begin_reset(id, Vec::new());
             }
             (Phase::Running | Phase::Stopped, _) if goes => self.begin_delete(id, Vec::new()),
-            (Phase::Running, _) if alive => self.adopt(id),
-            (Phase::Running, _) => self.stop_after_crash(id, "the VMM ended while no daemon ran"),
+            (Phase::Running, _) => match found {
+                Found::Whole => self.adopt(id),
+                Found::NoVmm => self.stop_after_crash(id, "the VMM ended while no daemon ran"),
+                Found::NoBackend => {
+                    self.stop_after_crash(id, "its vsock back end ended while no daemon ran");
+                }
+            },
             (Phase::Starting, _) => {
                 self.stop_after_crash(id, "the daemon ended while it was being started");
             }
@@ -174,5 +198,8 @@ impl Mind {
         self.vms.get_mut(&id).expect("listed just now").run = Some(run);
         self.listen(id);
         self.watch(id);
+        if self.needs_backend(id) {
+            self.watch_backend(id);
+        }
     }
 }

@@ -47,6 +47,7 @@ fn facts() -> HostFacts {
         qemu: Fitness::Fit,
         taps: Fitness::Fit,
         subnet: "172.30.0.0/24".parse().unwrap(),
+        memory: Bytes::gib(64),
         catalog_images: vec!["debian-minimal".parse().unwrap()],
         catalog_kernels: vec!["debian-6.1-cloud".parse().unwrap()],
         ready_deadline_ms: None,
@@ -110,6 +111,11 @@ impl Desk {
     }
 
     fn with_alive(loaded: Loaded, alive: BTreeSet<VmId>) -> Desk {
+        let linked = alive.clone();
+        Desk::recovered(loaded, alive, linked)
+    }
+
+    fn recovered(loaded: Loaded, alive: BTreeSet<VmId>, linked: BTreeSet<VmId>) -> Desk {
         let mut desk = Desk {
             mind: Mind::new(facts(), loaded),
             events: Vec::new(),
@@ -126,7 +132,7 @@ impl Desk {
             next_op: 0,
         };
         desk.hear(Event::Opened);
-        desk.hear(Event::Recovered { alive });
+        desk.hear(Event::Recovered { alive, linked });
         desk
     }
 

@@ -119,6 +119,28 @@ impl Mind {
         self.turn(id, Fault::new(FaultKind::Cancelled, "it was to end"));
     }
 
+    pub(super) fn wait_for_rest(&mut self, id: VmId, waiter: Waiter) {
+        let vm = self.vms.get_mut(&id).expect("resolved just now");
+        if vm.work.is_some() || vm.record.phase == Phase::Running {
+            return vm.watchers.push(waiter);
+        }
+        let reply = Reply::Vm(Box::new(self.show(id)));
+        self.reply(waiter, reply);
+    }
+
+    /// Tells those who wait for it that it has come to rest, which is durable.
+    pub(super) fn tell_watchers(&mut self, id: VmId) {
+        let watchers = self
+            .vms
+            .get_mut(&id)
+            .map(|vm| std::mem::take(&mut vm.watchers));
+        let watchers = watchers.filter(|watchers| !watchers.is_empty());
+        if let Some(watchers) = watchers {
+            let reply = Reply::Vm(Box::new(self.show(id)));
+            self.reply_all(watchers, &reply);
+        }
+    }
+
     fn deny(&mut self, id: VmId, waiter: Option<Waiter>, denial: Denial) {
         let Some(waiter) = waiter else {
             return;
@@ -229,6 +251,33 @@ impl Mind {
         }
     }
 
+    /// Without its vsock back end a guest cannot be reached, and its VMM cannot be given
+    /// another one: the run is over.
+    pub(super) fn backend_exited(&mut self, id: VmId, run: RunToken, how: Option<String>) {
+        if !self.is_run(id, run) {
+            return;
+        }
+        let reason = match how {
+            Some(how) => format!("its vsock back end ended by itself: {how}"),
+            None => "its vsock back end ended by itself".to_owned(),
+        };
+        let vm = &self.vms[&id];
+        match &vm.work {
+            // It was told, and powers off without being reached any more.
+            Some(Work::PoweringOff { .. }) => {}
+            Some(Work::Operating(work)) if work.operation.is_going_up() => {
+                self.log(Some(id), None, reason.clone());
+                self.turn(id, Fault::new(FaultKind::Exited, reason));
+            }
+            None if vm.record.phase == Phase::Running => {
+                self.log(Some(id), None, reason.clone());
+                self.begin_stop(id, Some(reason), Vec::new(), Then::Rest);
+            }
+            // We ended it ourselves, on the way down.
+            Some(Work::Operating(_)) | None => {}
+        }
+    }
+
     fn is_run(&self, id: VmId, run: RunToken) -> bool {
         self.vms.get(&id).is_some_and(|vm| vm.run == Some(run))
     }
@@ -252,6 +301,7 @@ impl Mind {
 
     fn forget_waiters(&mut self, id: VmId, client: ClientId) {
         let vm = self.vms.get_mut(&id).expect("listed just now");
+        vm.watchers.retain(|waiter| !waiter.is_client(client));
         if let Some(queued) = &mut vm.queued {
             queued.waiters.retain(|waiter| !waiter.is_client(client));
         }

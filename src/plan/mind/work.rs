@@ -102,7 +102,12 @@ impl Mind {
             NetMode::User => VmmRequest::Qemu,
             NetMode::Isolated | NetMode::Nat | NetMode::None => spec.vmm,
         };
-        let choice = match self.facts.choose_vmm(wanted) {
+        let fits = self.facts.check_memory(spec.memory).map_err(|failure| {
+            let name = &spec.name;
+            Failure::new(failure.kind, format!("start vm {name}: {}", failure.what))
+                .hint(format!("Its memory was set at its creation: `banger vm delete {name}`, then make it with less."))
+        });
+        let choice = match fits.and_then(|()| self.facts.choose_vmm(wanted)) {
             Ok(choice) => choice,
             Err(failure) => return self.start_refused(id, waiters, then, failure),
         };
@@ -275,16 +280,18 @@ impl Mind {
         };
         work.flight = None;
         work.rested = false;
-        let made_vmm = matches!(
-            (work.operation.next(), &result),
-            (Some(Effect::Ensure(Step::Vmm { .. })), Ok(()))
-        );
+        let made = match (work.operation.next(), &result) {
+            (Some(Effect::Ensure(step)), Ok(())) => Some(step.kind()),
+            _ => None,
+        };
         work.operation.report(result);
         if flight.slot == Slot::Taken {
             self.steps_under_way -= 1;
         }
-        if made_vmm {
-            self.watch(id);
+        match made {
+            Some(StepKind::Vmm) => self.watch(id),
+            Some(StepKind::VsockBackend) => self.watch_backend(id),
+            _ => {}
         }
         self.pump(id);
         self.fill_slots();
@@ -359,6 +366,9 @@ impl Mind {
             vm.is_durable = true;
             let row = RowChange::PutVm(Box::new(vm.record.clone()));
             self.out.push(Action::Save(vec![row]));
+        }
+        if matches!(phase, Phase::Stopped | Phase::Stuck) {
+            self.tell_watchers(id);
         }
     }
 
@@ -440,7 +450,8 @@ impl Mind {
         let vm = self.vms.remove(&id).expect("its operation just ended");
         self.leases.release(id);
         let name = vm.record.spec.name;
-        self.reply_all(waiters, &Reply::Deleted { name });
+        let told: Vec<Waiter> = waiters.into_iter().chain(vm.watchers).collect();
+        self.reply_all(told, &Reply::Deleted { name });
     }
 
     fn delete_if_nobody_owns(&mut self, id: VmId) {
@@ -458,6 +469,15 @@ impl Mind {
     pub(super) fn watch(&mut self, id: VmId) {
         if let Some(run) = self.vms[&id].run {
             self.out.push(Action::Watch { vm: id, run });
+        }
+    }
+
+    pub(super) fn watch_backend(&mut self, id: VmId) {
+        if planted(Bug::BackendUnwatched) {
+            return;
+        }
+        if let Some(run) = self.vms[&id].run {
+            self.out.push(Action::WatchBackend { vm: id, run });
         }
     }
 

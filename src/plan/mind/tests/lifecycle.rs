@@ -231,6 +231,83 @@ fn crash_with_a_running_vm_adopts_it_and_its_later_exit_is_noticed() {
     assert_eq!(vm.reason.as_deref(), Some("killed by signal 9"));
 }
 
+/// Tells the desk that the back end of the last watched run was killed.
+fn kill_backend(desk: &mut Desk, vm: VmId) {
+    let watched = desk.others.iter().rev().find_map(|action| match action {
+        Action::WatchBackend { run, .. } => Some(*run),
+        _ => None,
+    });
+    desk.hear(Event::BackendExited {
+        vm,
+        run: watched.expect("it is watched"),
+        how: Some("killed by signal 9".to_owned()),
+    });
+}
+
+const BACKEND_KILLED: &str = "its vsock back end ended by itself: killed by signal 9";
+
+#[test]
+fn vm_whose_back_end_dies_is_stopped_with_the_reason() {
+    let mut desk = Desk::new(stocked());
+    desk.ask(1, create("dev", Removal::Keep));
+    let vm = desk.vms().remove(0).id;
+    kill_backend(&mut desk, vm);
+    let record = desk.vms().remove(0);
+    assert_eq!(record.phase, Phase::Stopped);
+    assert_eq!(record.reason.as_deref(), Some(BACKEND_KILLED));
+    assert_eq!(
+        desk.steps.last(),
+        Some(&(Verb::Absent, StepKind::RunDirectory))
+    );
+}
+
+#[test]
+fn start_whose_back_end_dies_fails_with_the_reason() {
+    let mut desk = Desk::new(stocked());
+    desk.holds = Some(StepKind::Ready);
+    desk.ask(1, create("dev", Removal::Keep));
+    let (vm, token) = desk.held[0];
+    kill_backend(&mut desk, vm);
+    let cancelled = Action::CancelStep { vm, token };
+    assert!(desk.others.contains(&cancelled), "{:?}", desk.others);
+    let result = Err(Fault::new(FaultKind::Cancelled, "flag raised"));
+    desk.hear(Event::StepDone { vm, token, result });
+    assert!(desk.failure().to_string().contains(BACKEND_KILLED));
+}
+
+#[test]
+fn back_end_that_dies_while_the_guest_powers_off_does_not_end_its_time() {
+    let mut desk = Desk::new(stocked());
+    desk.ask(1, create("dev", Removal::Keep));
+    let vm = desk.vms().remove(0).id;
+    desk.deaf = true;
+    let dev = target("dev");
+    desk.ask(1, Request::Stop { target: dev });
+    desk.steps.clear();
+    kill_backend(&mut desk, vm);
+    assert_eq!(desk.steps, []);
+    assert_eq!(desk.vms()[0].phase, Phase::Stopping);
+}
+
+#[test]
+fn crash_with_a_back_end_that_died_meanwhile_stops_the_vm() {
+    let mut desk = Desk::new(stocked());
+    desk.ask(1, create("dev", Removal::Keep));
+    let vm = desk.vms().remove(0);
+    let (id, loaded) = (
+        vm.id,
+        Loaded {
+            vms: vec![vm],
+            ..stocked()
+        },
+    );
+    let mut desk = Desk::recovered(loaded, BTreeSet::from([id]), BTreeSet::new());
+    let vm = desk.vms().remove(0);
+    assert_eq!(vm.phase, Phase::Stopped);
+    let reason = "its vsock back end ended while no daemon ran";
+    assert_eq!(vm.reason.as_deref(), Some(reason));
+}
+
 #[test]
 fn restart_leads_back_to_running() {
     let mut desk = Desk::new(stocked());

@@ -298,3 +298,89 @@ fn look_that_nobody_waits_for_any_more_makes_nothing() {
     end_job(&mut desk, &check, JobResult::Checked(damage));
     assert!(desk.jobs.is_empty(), "{:?}", desk.jobs);
 }
+
+#[test]
+fn whoever_waits_is_told_when_the_vm_comes_to_rest_and_not_before() {
+    let mut desk = Desk::new(stocked());
+    desk.ask(1, create("dev", Removal::Keep));
+    desk.replies.clear();
+    let wait = || Request::Wait {
+        target: target("dev"),
+    };
+    desk.ask(2, wait());
+    desk.ask(3, wait());
+    desk.hear(Event::ClientGone {
+        client: ClientId(3),
+    });
+    assert_eq!(desk.replies, []);
+    desk.ask(
+        1,
+        Request::Stop {
+            target: target("dev"),
+        },
+    );
+    let told: Vec<ClientId> = desk.replies.iter().map(|(client, _)| *client).collect();
+    assert_eq!(told, [ClientId(2), ClientId(1)]);
+    assert!(matches!(&desk.replies[0].1, Reply::Vm(vm) if vm.phase == Phase::Stopped));
+
+    desk.ask(2, wait());
+    assert!(matches!(desk.last_reply(), Reply::Vm(_)));
+}
+
+#[test]
+fn whoever_waits_for_a_vm_that_is_deleted_is_told_so() {
+    let mut desk = Desk::new(stocked());
+    desk.ask(1, create("dev", Removal::Keep));
+    desk.replies.clear();
+    let dev = || target("dev");
+    desk.ask(2, Request::Wait { target: dev() });
+    let force = Force::Kill;
+    desk.ask(
+        1,
+        Request::Delete {
+            target: dev(),
+            force,
+        },
+    );
+    assert!(matches!(
+        &desk.replies[..],
+        [(_, Reply::Deleted { .. }), (_, Reply::Deleted { .. })]
+    ));
+}
+
+#[test]
+fn more_memory_than_the_machine_has_is_refused_before_anything_is_made() {
+    let mut desk = Desk::new(Loaded::default());
+    let Request::Create(mut request) = create("dev", Removal::Keep) else {
+        unreachable!()
+    };
+    request.memory = Bytes::gib(65);
+    desk.ask(1, Request::Create(request));
+    let failure = desk.failure();
+    assert_eq!(failure.kind, FailureKind::Usage);
+    assert_eq!(
+        failure.what,
+        "memory of 65G is more than this machine has, 64G"
+    );
+    assert!(desk.jobs.is_empty() && desk.rows.is_empty() && desk.vms().is_empty());
+}
+
+#[test]
+fn vm_of_a_larger_machine_is_not_started_and_stays_as_it_is() {
+    let mut desk = Desk::new(stocked());
+    desk.ask(1, create("dev", Removal::Keep));
+    let dev = || target("dev");
+    desk.ask(1, Request::Stop { target: dev() });
+    let mut vm = desk.vms().remove(0);
+    vm.spec.memory = Bytes::gib(65);
+    let vms = vec![vm];
+    let mut desk = Desk::new(Loaded { vms, ..stocked() });
+    desk.ask(1, Request::Start { target: dev() });
+    let failure = desk.failure();
+    assert!(
+        failure.what.starts_with("start vm dev: memory of 65G"),
+        "{failure}"
+    );
+    assert!(desk.steps.is_empty() && desk.rows.is_empty());
+    assert_eq!(desk.vms()[0].phase, Phase::Stopped);
+}
