@@ -17,6 +17,7 @@ use banger::model::vm::VmmKind;
 use banger::plan::retry::Verb;
 use banger::plan::step::{Fault, Presence, Step};
 use banger::sys::tun::{self, FrameHeader};
+use banger::vmm::qmp::Qmp;
 use banger::vmm::{Deadline, of};
 
 use crate::both::Side;
@@ -217,7 +218,8 @@ impl Side for Real<'_> {
             Turn::Pause(vm) => {
                 let control = self.lab.host.layout().control_socket(*vm);
                 let limit = Deadline::after(Duration::from_secs(60));
-                of(VmmKind::QemuTcg).pause(&control, limit).unwrap();
+                let mut qmp = Qmp::connect(&control, limit).unwrap();
+                qmp.execute("stop").unwrap();
             }
             Turn::FillUp => self.fill_up(),
             Turn::MakeRoom => {
