@@ -98,18 +98,7 @@ impl Shell {
         let kind = step.kind();
         let base = base.filter(|_| kind == StepKind::Vmm);
         let task = self.executor.spawn(async move {
-            let work = smol::unblock(move || {
-                let begun = Instant::now();
-                let result = match verb {
-                    Verb::Ensure => base
-                        .map_or(Ok(()), |base| base::check(host.real().layout(), &base))
-                        .and_then(|()| host.ensure(&step)),
-                    Verb::Absent => host.absent(&step),
-                };
-                let us = begun.elapsed().as_micros();
-                log::debug!(vm:%, us; "{verb:?} {}", kind.word());
-                result
-            });
+            let work = smol::unblock(move || carry_out(&host, verb, &step, base));
             // Each step bounds its own waits. One that is late all the same (a disk that
             // hangs) is waited for: given up, it could still take effect after `absent`
             // has looked. That the VM is held up by it must be seen.
@@ -364,6 +353,20 @@ async fn end_of(process: Process) {
     if let Err(error) = watched {
         log::error!("watch a vsock back end: {error}");
     }
+}
+
+/// Runs on the blocking pool.
+fn carry_out(host: &Hands, verb: Verb, step: &Step, base: Option<Base>) -> Result<(), Fault> {
+    let begun = Instant::now();
+    let result = match verb {
+        Verb::Ensure => base
+            .map_or(Ok(()), |base| base::check(host.real().layout(), &base))
+            .and_then(|()| host.ensure(step)),
+        Verb::Absent => host.absent(step),
+    };
+    let us = begun.elapsed().as_micros();
+    log::debug!(vm:% = step.vm(), us; "{verb:?} {}", step.kind().word());
+    result
 }
 
 /// A VM whose step cannot be put back runs on as it is: why is in the log.
