@@ -80,3 +80,53 @@ fn exec_allocates_a_terminal_when_both_ends_are_one() {
     let ran = banger.run(&["vm", "exec", "-t", "a", "--", "sh", "-c", "test -t 1"]);
     assert_eq!(ran.code(), Some(0), "{ran:?}");
 }
+
+#[test]
+fn shell_of_a_guest_under_systemd_is_a_whole_terminal() {
+    let banger = Banger::with_images(&["debian-bookworm"]);
+    banger.ok(&[
+        "vm",
+        "run",
+        "-d",
+        "--name",
+        "a",
+        "--image",
+        "debian-bookworm",
+    ]);
+    assert_eq!(banger.exec("a", &["cat", "/proc/1/comm"]), "systemd");
+    let mut terminal = Terminal::start(&banger, &["vm", "shell", "a"], 120, 40);
+
+    terminal.type_in("echo size $(stty size) colours $(tput colors) $TERM\n");
+    terminal.wait_for("size 40 120 colours 256 xterm-256color");
+    // A program in the foreground hears of the new size, and reads it.
+    terminal.type_in(
+        "bash -c 'trap \"stty size; exit\" WINCH; echo wa\"\"iting; while :; do sleep 0.2; done'\n",
+    );
+    terminal.wait_for("waiting");
+    terminal.resize(101, 31);
+    terminal.wait_for("31 101");
+
+    // UTF-8 through the line editor both ways: the letter is erased as one.
+    terminal.type_in("echo 'grün日本x\x7f😀' | od -An -tx1 | tr -d ' \\n'; echo\n");
+    terminal.wait_for("6772c3bc6ee697a5e69cacf09f98800a");
+    terminal.type_in("printf '\\xe6\\x97\\xa5\\n'\n");
+    terminal.wait_for("日\r\n");
+    terminal.type_in("printf '\\033[38;5;208m%s\\033[0m\\n' colour\n");
+    terminal.wait_for("\x1b[38;5;208mcolour\x1b[0m");
+
+    // Jobs: stopped, listed, brought back, interrupted.
+    terminal.type_in("sh -c 'echo wa\"\"iting; sleep 1000'\n");
+    terminal.wait_for("waiting");
+    terminal.type_in("\x1a");
+    terminal.wait_for("Stopped");
+    terminal.type_in("jobs; echo li''sted\n");
+    terminal.wait_for("[1]+  Stopped");
+    terminal.wait_for("listed");
+    terminal.type_in("fg\n");
+    terminal.wait_for("sh -c 'echo wa");
+    terminal.type_in("\x03");
+    terminal.type_in("echo interrupted $?\n");
+    terminal.wait_for("interrupted 130");
+    terminal.type_in("exit 4\n");
+    assert_eq!(terminal.finish(), Some(4));
+}
