@@ -1,13 +1,17 @@
 //! The file: opened by one daemon at a time, read whole, written row by row.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use redb::backends::FileBackend;
 use redb::{
     Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, WriteTransaction,
 };
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat};
+use rustix::io::Errno;
 
 use crate::failure::{Failure, FailureKind};
 use crate::plan::record::{Loaded, RowChange};
@@ -25,12 +29,17 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store, made with mode 0600 if missing, and reads all of it.
+    /// Opens the store, made with mode 0600 if missing, and reads all of it. A new one
+    /// has its name only once it is whole: a disk that is full, or a crash, in the middle
+    /// of the making would leave a file that no later start could tell from a damaged one.
     ///
     /// # Errors
     /// `Busy` when another daemon has it open; `Storage` for a newer version or damage.
     pub fn open(path: &Path) -> Result<(Store, Loaded), Failure> {
         let opening = format!("open the store {}", path.display());
+        if !path.exists() {
+            make(path, &opening)?;
+        }
         // Made here first: redb would make it with mode 0644.
         OpenOptions::new()
             .read(true)
@@ -41,7 +50,7 @@ impl Store {
             .open(path)
             .map_err(|error| storage(&opening, error))?;
         refuse_newer(path)?;
-        let created = redb::Builder::new().set_cache_size(CACHE).create(path);
+        let created = builder().create(path);
         let database = created.map_err(|error| refused(&opening, path, &error))?;
         Store::with_database(database)
     }
@@ -121,20 +130,53 @@ impl Store {
 /// A store that cannot be read so (a new one, one that a crash has left, one in use) is
 /// left to the opening proper, which says what is wrong with it and looks again.
 fn refuse_newer(path: &Path) -> Result<(), Failure> {
-    let looked = redb::Builder::new()
-        .set_cache_size(CACHE)
-        .open_read_only(path);
+    let looked = builder().open_read_only(path);
     match looked.ok().and_then(|database| database.begin_read().ok()) {
         Some(transaction) => check_version(&transaction),
         None => Ok(()),
     }
 }
 
+fn builder() -> redb::Builder {
+    let mut builder = redb::Builder::new();
+    builder.set_cache_size(CACHE);
+    builder
+}
+
+/// Makes an empty store without a name, then gives it this one. If another daemon was
+/// faster, its store is the one that counts.
+fn make(path: &Path, opening: &str) -> Result<(), Failure> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let unnamed = match rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(descriptor) => File::from(descriptor),
+        // A file system without unnamed files: made under its name when it is opened.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => return Ok(()),
+        Err(error) => return Err(storage(opening, error)),
+    };
+    let file = unnamed
+        .try_clone()
+        .map_err(|error| storage(opening, error))?;
+    let created = FileBackend::new(unnamed).and_then(|file| builder().create_with_backend(file));
+    let database = created.map_err(|error| refused(opening, path, &error))?;
+    // Written and closed: whoever opens it by its name takes the lock anew.
+    drop(Store::with_database(database)?);
+    let ours = format!("/proc/self/fd/{}", file.as_raw_fd());
+    match linkat(CWD, ours, CWD, path, AtFlags::SYMLINK_FOLLOW) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(storage(opening, error)),
+    }
+    // Rows would be durable in a file whose name is not.
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|error| storage(opening, error))
+}
+
 /// Makes a failure of any error of the storage.
 pub(super) fn storage(attempt: &str, error: impl std::fmt::Display) -> Failure {
     Failure::new(FailureKind::Storage, attempt)
         .because(error)
-        .hint("Check the disk of the state directory with `banger doctor`.")
+        .hint("See with `df` whether the disk of the state directory is full, and with `banger doctor` what else is wrong.")
 }
 
 fn refused(opening: &str, path: &Path, error: &DatabaseError) -> Failure {

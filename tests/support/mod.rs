@@ -236,8 +236,9 @@ impl Banger {
     }
 }
 
-impl Drop for Banger {
-    fn drop(&mut self) {
+impl Banger {
+    /// Ends all that works for these directories: its VMs, its daemon, what is left.
+    pub fn end(&self) {
         if self.daemon().is_some() {
             let names = self.run(&["vm", "list", "--quiet"]).text();
             let names: Vec<&str> = names.split_whitespace().collect();
@@ -249,6 +250,12 @@ impl Drop for Banger {
         for pid in self.processes() {
             events::kill_and_wait(pid);
         }
+    }
+}
+
+impl Drop for Banger {
+    fn drop(&mut self) {
+        self.end();
         if thread::panicking() {
             let log = std::fs::read_to_string(self.state().join("bangerd.log"));
             println!("bangerd.log:\n{}", log.unwrap_or_default());

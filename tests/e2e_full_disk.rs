@@ -1,0 +1,154 @@
+//! End to end: a state directory on a file system that is full, or becomes so in the
+//! middle of things. What was begun is rolled back, what was durable stays, and the
+//! words say which disk it is and what to type.
+
+mod support;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::Command;
+
+use support::census::Census;
+use support::{Banger, is_root, skip};
+
+const IMAGE: &str = "debian-minimal";
+
+/// A banger whose state directory is a tmpfs of its own; unmounted when dropped.
+struct Small {
+    banger: Banger,
+    state: PathBuf,
+}
+
+impl Small {
+    /// The images stay where they are: a link leads to each.
+    fn new() -> Small {
+        let banger = Banger::with_images(&[IMAGE]);
+        let state = banger.state();
+        let real = banger.home().join("real");
+        fs::rename(&state, &real).expect("a folder can be renamed beside itself");
+        fs::create_dir(&state).expect("its place is free");
+        must(
+            Command::new("mount")
+                .args(["-t", "tmpfs", "-o", "size=200M,mode=700", "small"])
+                .arg(&state),
+        );
+        fs::copy(real.join("store.redb"), state.join("store.redb")).expect("there is room");
+        for folder in ["images", "kernels"] {
+            std::os::unix::fs::symlink(real.join(folder), state.join(folder))
+                .expect("there is room");
+        }
+        Small { banger, state }
+    }
+
+    fn banger(&self) -> &Banger {
+        &self.banger
+    }
+
+    /// Lets the file system have so many files more.
+    fn allow_files(&self, more: usize) {
+        let facts = rustix::fs::statvfs(&self.state).expect("it is mounted");
+        let used = facts.f_files - facts.f_ffree;
+        let limit = format!("remount,nr_inodes={}", used + more as u64);
+        must(Command::new("mount").args(["-o", &limit]).arg(&self.state));
+    }
+
+    /// Takes all the room there is; the file that has it.
+    fn fill(&self) -> PathBuf {
+        let path = self.state.join("filler");
+        let mut file = File::create(&path).expect("an empty file takes no room");
+        while file.write_all(&[1; 4096]).is_ok() {}
+        path
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        must(
+            Command::new("mount")
+                .args(["-o", "remount,nr_inodes=0"])
+                .arg(&self.state),
+        );
+        fs::remove_file(self.state.join("filler")).ok();
+        // The daemon has files open there.
+        self.banger().end();
+        must(Command::new("umount").arg(&self.state));
+    }
+}
+
+fn must(command: &mut Command) {
+    let output = command.output().expect("the command is installed");
+    assert!(output.status.success(), "{command:?}: {output:?}");
+}
+
+#[test]
+fn disk_that_is_full_at_any_step_of_a_run_rolls_all_of_it_back() {
+    if !is_root() {
+        return skip(
+            "disk_that_is_full_at_any_step_of_a_run_rolls_all_of_it_back",
+            "cannot mount",
+        );
+    }
+    let small = Small::new();
+    let banger = small.banger();
+    banger.ok(&["vm", "run", "--rm", "--image", IMAGE, "--", "true"]);
+    let before = Census::take(banger);
+    let run = ["vm", "run", "-d", "--name", "a", "--image", IMAGE];
+    // So many files more and not one: each step that makes one fails in its turn, after
+    // the look at the free space has found enough.
+    for (more, lacking) in ["vms/", "upper.ext4", "work.ext4", "vmm.log"]
+        .iter()
+        .enumerate()
+    {
+        small.allow_files(more);
+        let ran = banger.run(&run);
+        assert_eq!(ran.code(), Some(125), "{ran:?}");
+        let state = banger.state().display().to_string();
+        let words = [lacking, state.as_str(), "no space left", "banger vm prune"];
+        for word in words {
+            assert!(ran.error().contains(word), "no {word}: {ran:?}");
+        }
+        assert_eq!(banger.ok(&["vm", "list", "--quiet"]), "");
+        assert_eq!(before.changes(&Census::take(banger)), [""; 0]);
+    }
+    small.allow_files(100);
+    banger.ok(&run);
+    banger.ok(&["vm", "stop", "a"]);
+
+    // No room at all is seen before anything is begun.
+    let filler = small.fill();
+    let ran = banger.run(&["vm", "run", "-d", "--name", "b", "--image", IMAGE]);
+    assert_eq!(ran.code(), Some(125), "{ran:?}");
+    assert!(ran.error().contains("the disk is full"), "{ran:?}");
+    assert!(ran.error().contains("banger vm prune"), "{ran:?}");
+    // What is durable stays, for a daemon that begins on the full disk too.
+    banger.kill_daemon();
+    assert_eq!(banger.phase("a"), "stopped");
+    assert_eq!(banger.ok(&["vm", "list", "--quiet"]), "a");
+    fs::remove_file(filler).expect("the filler is ours");
+    banger.ok(&["vm", "start", "a"]);
+    assert_eq!(banger.exec("a", &["echo", "back"]), "back");
+}
+
+#[test]
+fn store_that_cannot_be_made_on_a_full_disk_says_so_and_is_made_later() {
+    if !is_root() {
+        return skip(
+            "store_that_cannot_be_made_on_a_full_disk_says_so_and_is_made_later",
+            "cannot mount",
+        );
+    }
+    let small = Small::new();
+    let banger = small.banger();
+    fs::remove_file(banger.state().join("store.redb")).expect("no daemon has it open");
+    let filler = small.fill();
+
+    let ran = banger.run(&["vm", "list"]);
+
+    assert_eq!(ran.code(), Some(74), "{ran:?}");
+    for word in ["store.redb", "No space left", "`df`"] {
+        assert!(ran.error().contains(word), "no {word}: {ran:?}");
+    }
+    fs::remove_file(filler).expect("the filler is ours");
+    assert_eq!(banger.ok(&["vm", "list", "--quiet"]), "");
+}
