@@ -7,7 +7,7 @@ use crate::config::sizes::{Machine, Sizes};
 use crate::failure::Failure;
 use crate::model::ids::{ImageName, KernelName, VmName};
 use crate::model::net::{NetRequest, PortForward};
-use crate::model::vm::{InitMode, VmmRequest};
+use crate::model::vm::{InitMode, RootModeRequest, VmmRequest};
 use crate::proto::request::{GitIdentity, NewVm};
 
 /// The options that both commands have.
@@ -27,6 +27,8 @@ pub struct Wanted {
     pub disk_size: Option<DiskSize>,
     /// `--root-size`
     pub root_size: Option<DiskSize>,
+    /// `--root-mode`
+    pub root_mode: Option<RootModeRequest>,
     /// `--net`
     pub net: Option<NetRequest>,
     /// `--nat`
@@ -69,6 +71,7 @@ impl Wanted {
             memory: self.memory.map_or(sizes.memory, |MemorySize(size)| size),
             work_disk: self.disk_size.map_or(sizes.disk, |DiskSize(size)| size),
             root_disk: self.root_size.map_or(sizes.root, |DiskSize(size)| size),
+            root_mode: self.root_mode.unwrap_or_else(|| config.root_mode()),
             net,
             publish: self.publish,
             init: self.init.unwrap_or(InitMode::Auto),
@@ -148,9 +151,10 @@ mod tests {
         };
         let vm = resolve(
             wanted,
-            "[vm_defaults]\nvcpu = 3\nnat = true\nmemory = \"1G\"\n",
+            "[vm_defaults]\nvcpu = 3\nnat = true\nmemory = \"1G\"\nroot_mode = \"reflink\"\n",
         )
         .unwrap();
+        assert_eq!(vm.root_mode, RootModeRequest::Reflink);
         assert_eq!((vm.vcpu, vm.memory), (1, Bytes::gib(1)));
         assert_eq!(vm.net, NetRequest::None);
         assert_eq!(vm.workdir.as_deref(), Some("/tmp"));

@@ -23,7 +23,7 @@ use super::words::{count, size};
 use crate::failure::{Failure, FailureKind};
 use crate::model::ids::{ImageName, KernelName, VmName};
 use crate::model::net::{NetRequest, PortForward};
-use crate::model::vm::{InitMode, VmmRequest};
+use crate::model::vm::{InitMode, RootModeRequest, VmmRequest};
 use crate::proto::agent::Exec;
 use crate::proto::reply::{Reply, VmView};
 use crate::proto::request::{GitIdentity, NewVm, Request};
@@ -52,9 +52,12 @@ macro_rules! vm_command {
             /// size of the work disk (/root)
             #[argh(option, arg_name = "size")]
             pub disk_size: Option<DiskSize>,
-            /// how much the root file system can take
+            /// size of the root file system
             #[argh(option, arg_name = "size")]
             pub root_size: Option<DiskSize>,
+            /// how the root is made writable: auto, dm-snapshot, reflink or overlay
+            #[argh(option, arg_name = "mode")]
+            pub root_mode: Option<RootModeRequest>,
             /// network: auto, nat, user or none
             #[argh(option, arg_name = "mode")]
             pub net: Option<NetRequest>,
@@ -89,6 +92,7 @@ macro_rules! vm_command {
                     memory: self.memory,
                     disk_size: self.disk_size,
                     root_size: self.root_size,
+                    root_mode: self.root_mode,
                     net: self.net,
                     nat: self.nat,
                     publish: self.publish.clone(),

@@ -16,6 +16,8 @@ pub fn vm(id: &str, name: &str) -> VmView {
         memory: 512 << 20,
         work_disk: 8 << 30,
         root_disk: 8 << 30,
+        root_mode: "overlay".to_owned(),
+        root_store: None,
         allocated: 0,
         net: "none".to_owned(),
         net_reason: None,

@@ -60,6 +60,18 @@ fn because(value: &str, reason: Option<&String>) -> String {
     }
 }
 
+fn root(vm: &VmView) -> String {
+    let text = format!("{} ({})", size(vm.root_disk), vm.root_mode);
+    match &vm.root_store {
+        None => text,
+        Some(store) => format!(
+            "{text}, changes take {} of {}",
+            size(store.used),
+            size(store.total)
+        ),
+    }
+}
+
 fn rows(vm: &VmView, now: u64) -> Vec<(&'static str, String)> {
     let mut rows = vec![
         ("name", vm.name.clone()),
@@ -69,7 +81,7 @@ fn rows(vm: &VmView, now: u64) -> Vec<(&'static str, String)> {
         ("kernel", vm.kernel.clone()),
         ("vcpu", vm.vcpu.to_string()),
         ("memory", size(vm.memory)),
-        ("root disk", size(vm.root_disk)),
+        ("root disk", root(vm)),
         ("work disk", size(vm.work_disk)),
         ("on the host", size(vm.allocated)),
         ("network", because(&vm.net, vm.net_reason.as_ref())),

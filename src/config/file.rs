@@ -17,6 +17,7 @@ use crate::model::ids::{ImageName, KernelName};
 use crate::model::nearest::nearest;
 use crate::model::net::Subnet;
 use crate::model::units::Bytes;
+use crate::model::vm::RootModeRequest;
 
 /// Where a value comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,6 +153,12 @@ impl Config {
     /// `vm_defaults.root_size`
     pub fn root_size(&self) -> Bytes {
         self.parsed("vm_defaults.root_size")
+            .expect("checked when read")
+    }
+
+    /// `vm_defaults.root_mode`
+    pub fn root_mode(&self) -> RootModeRequest {
+        self.parsed("vm_defaults.root_mode")
             .expect("checked when read")
     }
 

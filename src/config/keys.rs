@@ -8,7 +8,7 @@ use std::str::FromStr;
 use crate::model::ids::{ImageName, KernelName};
 use crate::model::net::Subnet;
 use crate::model::units::Bytes;
-use crate::model::vm::VmSpec;
+use crate::model::vm::{RootModeRequest, VmSpec};
 
 /// What a key's value is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,7 +137,14 @@ pub const KEYS: &[Key] = &[
         shape: Shape::Text,
         fallback: Fallback::Text("8G"),
         check: |value| size(value).and_then(check_disk),
-        about: "how much the root file system can take",
+        about: "size of the root file system",
+    },
+    Key {
+        name: "vm_defaults.root_mode",
+        shape: Shape::Text,
+        fallback: Fallback::Text("auto"),
+        check: |value| parses::<RootModeRequest>(value),
+        about: "how the root is made writable: auto, dm-snapshot, reflink or overlay",
     },
     Key {
         name: "vm_defaults.nat",

@@ -116,6 +116,7 @@ mod tests {
             memory: Bytes::mib(256),
             work_disk: Bytes::gib(1),
             root_disk: Bytes::gib(1),
+            root_mode: crate::model::vm::RootMode::Overlay,
             net,
             publish: Vec::new(),
             init: InitMode::Auto,

@@ -70,6 +70,7 @@ fn create(vm: &NewVm, start: bool, delete_on_disconnect: bool) -> CreateRequest 
         memory: vm.memory,
         work_disk: vm.work_disk,
         root_disk: vm.root_disk,
+        root_mode: vm.root_mode,
         net: vm.net,
         publish: vm.publish.clone(),
         init: vm.init,

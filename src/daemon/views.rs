@@ -28,6 +28,8 @@ pub fn vm(record: &VmRecord, layout: &Layout, pid: Option<u32>) -> VmView {
         memory: spec.memory.0,
         work_disk: spec.work_disk.0,
         root_disk: spec.root_disk.0,
+        root_mode: spec.root_mode.to_string(),
+        root_store: None,
         allocated: allocated(record.id, layout),
         net: spec.net.to_string(),
         net_reason: record.net_reason.clone(),
@@ -48,7 +50,12 @@ pub fn vm(record: &VmRecord, layout: &Layout, pid: Option<u32>) -> VmView {
 
 /// Bytes that a VM's disks take on the host; a disk that is not there takes none.
 fn allocated(vm: VmId, layout: &Layout) -> u64 {
-    let disks = [layout.upper_disk(vm), layout.work_disk(vm)];
+    let disks = [
+        layout.upper_disk(vm),
+        layout.root_disk(vm),
+        layout.cow_file(vm),
+        layout.work_disk(vm),
+    ];
     // st_blocks counts 512-byte units whatever the file system's block (stat(2)).
     disks
         .iter()
@@ -156,7 +163,17 @@ pub fn progress(news: &plan::Progress) -> Progress {
 fn stage(verb: Verb, kind: StepKind) -> &'static str {
     match (verb, kind) {
         (Verb::Absent, _) => "clean up",
-        (Verb::Ensure, StepKind::VmDirectory | StepKind::UpperDisk | StepKind::WorkDisk) => "disks",
+        (
+            Verb::Ensure,
+            StepKind::VmDirectory
+            | StepKind::UpperDisk
+            | StepKind::RootDisk
+            | StepKind::CowFile
+            | StepKind::WorkDisk
+            | StepKind::BaseLoop
+            | StepKind::CowLoop
+            | StepKind::DmSnapshot,
+        ) => "disks",
         (Verb::Ensure, StepKind::Tap | StepKind::NetRules) => "network",
         (
             Verb::Ensure,

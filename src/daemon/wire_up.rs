@@ -15,7 +15,7 @@ use crate::host::bridge::Bridge;
 use crate::host::facts::{self, Finding, Look};
 use crate::host::layout::Layout;
 use crate::host::program::Programs;
-use crate::host::{RealHost, Settings};
+use crate::host::{RealHost, Settings, dm, reflink};
 use crate::image::catalog::{Catalog, catalog};
 use crate::plan::facts::{Fitness, HostFacts};
 use crate::plan::step::FaultKind;
@@ -126,22 +126,17 @@ fn plan_facts(
     programs: &Programs,
     catalog: &Catalog,
 ) -> HostFacts {
-    let kvm = fitness::judge(
-        Path::new("/proc/self/exe"),
-        &layout.cache.join("kvm-fitness"),
-    );
     let bridge = Bridge {
         name: &config.bridge(),
         subnet: config.subnet(),
     };
     HostFacts {
-        kvm: match kvm {
-            fitness::Fitness::Fit(_) => Fitness::Fit,
-            fitness::Fitness::Unfit(why) => Fitness::Unfit(why),
-        },
+        kvm: kvm(layout),
         firecracker: installed(programs, &["firecracker"]),
         qemu: installed(programs, &["qemu-system-x86_64", "vhost-device-vsock"]),
-        taps: facts::taps(&bridge).map_or_else(Fitness::Unfit, |()| Fitness::Fit),
+        taps: fit(facts::taps(&bridge)),
+        reflink: fit(reflink::fitness(&layout.state)),
+        device_mapper: fit(dm::fitness()),
         subnet: config.subnet(),
         memory: facts::memory(),
         catalog_images: catalog
@@ -158,6 +153,18 @@ fn plan_facts(
             .ok()
             .and_then(|text| text.parse().ok()),
     }
+}
+
+fn kvm(layout: &Layout) -> Fitness {
+    let kept = layout.cache.join("kvm-fitness");
+    match fitness::judge(Path::new("/proc/self/exe"), &kept) {
+        fitness::Fitness::Fit(_) => Fitness::Fit,
+        fitness::Fitness::Unfit(why) => Fitness::Unfit(why),
+    }
+}
+
+fn fit(tried: Result<(), String>) -> Fitness {
+    tried.map_or_else(Fitness::Unfit, |()| Fitness::Fit)
 }
 
 fn installed(programs: &Programs, names: &[&str]) -> Fitness {

@@ -134,7 +134,7 @@ fn create(disk: &Disk<'_>) -> Result<(), Fault> {
 }
 
 /// Refuses to begin what would fill the file system.
-fn check_space(path: &Path, takes: Bytes, attempt: &str) -> Result<(), Fault> {
+pub fn check_space(path: &Path, takes: Bytes, attempt: &str) -> Result<(), Fault> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let free = free_space(folder).map_err(|error| fault(attempt, error))?;
     let wanted = Bytes(takes.0 + HEADROOM.0);

@@ -156,6 +156,22 @@ impl Layout {
         self.vm_directory(vm).join("upper.ext4")
     }
 
+    /// The VM's own copy of its image.
+    pub fn root_disk(&self, vm: VmId) -> PathBuf {
+        self.vm_directory(vm).join("root.ext4")
+    }
+
+    /// The exception store of the VM's snapshot.
+    pub fn cow_file(&self, vm: VmId) -> PathBuf {
+        self.vm_directory(vm).join("root.cow")
+    }
+
+    /// A link to the block device of the VM's snapshot. In the runtime directory and
+    /// not in /dev, so that it goes with the run; a link, since /run takes no devices.
+    pub fn root_device(&self, vm: VmId) -> PathBuf {
+        self.run_directory(vm).join("root")
+    }
+
     /// The disk at /root.
     pub fn work_disk(&self, vm: VmId) -> PathBuf {
         self.vm_directory(vm).join("work.ext4")

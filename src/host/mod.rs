@@ -5,7 +5,8 @@
 //! step holds no path; [`layout`] derives it. No policy here, no retry, no logging:
 //! the plan decides on the [`Fault`].
 //!
-//! Reading order: [`layout`], [`directory`], [`disk`] ([`sparse`], [`aside`]),
+//! Reading order: [`layout`], [`directory`], [`disk`] ([`sparse`], [`aside`]), [`reflink`],
+//! [`cow`], [`loopdev`], [`dm`] ([`uevent`]),
 //! [`tap`], [`bridge`] ([`link`], [`sysctl`]), [`nft`], [`rules`], [`forwarding`],
 //! [`cgroup`], [`launch`], [`console`], [`process`], [`appear`], then what they share: [`program`]
 //! ([`pipes`]), [`fault`], and what doctor and the plan are told: [`facts`], [`firewall`]. The steps that are VMMs are carried out in [`crate::vmm::steps`].
@@ -15,8 +16,10 @@ pub mod aside;
 pub mod bridge;
 pub mod cgroup;
 pub mod console;
+pub mod cow;
 pub mod directory;
 pub mod disk;
+pub mod dm;
 pub mod facts;
 pub mod fault;
 pub mod firewall;
@@ -24,22 +27,25 @@ pub mod forwarding;
 pub mod launch;
 pub mod layout;
 pub mod link;
+pub mod loopdev;
 pub mod nft;
 pub mod pipes;
 pub mod process;
 pub mod program;
+pub mod reflink;
 pub mod resolver;
 pub mod rules;
 pub mod sparse;
 pub mod sysctl;
 pub mod tap;
+pub mod uevent;
 
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use crate::model::ids::VmId;
+use crate::model::ids::{ContentId, VmId};
 use crate::model::net::Subnet;
 use crate::model::units::Bytes;
 use crate::plan::step::{Fault, Outside, Presence, Step};
@@ -48,10 +54,13 @@ use crate::vmm::steps::Vmms;
 
 use bridge::Bridge;
 use disk::{Disk, Purpose};
+use dm::Snapshot;
 use layout::Layout;
 use link::Links;
+use loopdev::{LoopDevice, Role};
 use nft::{NetRules, Tables};
 use program::Programs;
+use reflink::RootDisk;
 
 /// Whoever can carry out a step: this process, the root helper, or a simulated world.
 pub trait Host: Send + Sync {
@@ -164,6 +173,11 @@ impl Host for RealHost {
             Step::WorkDisk { vm, size } => {
                 self.ensure_disk(&at.work_disk(*vm), Purpose::Work, *size)
             }
+            Step::RootDisk { vm, image, size } => self.ensure_root_disk(*vm, image, *size),
+            Step::CowFile { vm, size } => cow::ensure(&at.cow_file(*vm), *size),
+            Step::BaseLoop { vm, image } => self.with_base(*vm, image, loopdev::ensure),
+            Step::CowLoop { vm, size } => self.ensure_cow_loop(*vm, *size),
+            Step::DmSnapshot { vm, size } => self.with_snapshot(*vm, *size, dm::ensure),
             Step::Tap { vm, subnet } => {
                 tap::ensure(*vm, &self.bridge(*subnet), self.settings.tap_owner)
             }
@@ -193,6 +207,11 @@ impl Host for RealHost {
             Step::RunDirectory { vm } => directory::absent(&at.run_directory(*vm)),
             Step::UpperDisk { vm, .. } => disk::absent(&at.upper_disk(*vm)),
             Step::WorkDisk { vm, .. } => disk::absent(&at.work_disk(*vm)),
+            Step::RootDisk { vm, .. } => disk::absent(&at.root_disk(*vm)),
+            Step::CowFile { vm, .. } => disk::absent(&at.cow_file(*vm)),
+            Step::BaseLoop { vm, .. } => loopdev::absent(*vm, Role::Base),
+            Step::CowLoop { vm, .. } => loopdev::absent(*vm, Role::Cow),
+            Step::DmSnapshot { vm, .. } => dm::absent(*vm, &at.root_device(*vm)),
             Step::Tap { vm, .. } => tap::absent(*vm),
             Step::NetRules {
                 vm,
@@ -218,6 +237,11 @@ impl Host for RealHost {
             Step::RunDirectory { vm } => directory::probe(&at.run_directory(*vm)),
             Step::UpperDisk { vm, size } => disk::probe(&at.upper_disk(*vm), *size),
             Step::WorkDisk { vm, size } => disk::probe(&at.work_disk(*vm), *size),
+            Step::RootDisk { vm, size, .. } => disk::probe(&at.root_disk(*vm), *size),
+            Step::CowFile { vm, size } => cow::probe(&at.cow_file(*vm), *size),
+            Step::BaseLoop { vm, image } => self.with_base(*vm, image, loopdev::probe),
+            Step::CowLoop { vm, .. } => self.with_cow_loop(*vm, loopdev::probe),
+            Step::DmSnapshot { vm, size } => self.with_snapshot(*vm, *size, dm::probe),
             Step::Tap { vm, subnet } => tap::probe(*vm, &self.bridge(*subnet)),
             Step::NetRules {
                 vm,
@@ -272,6 +296,61 @@ impl RealHost {
             outside,
             bridge: self.bridge(subnet),
         }
+    }
+
+    fn ensure_root_disk(&self, vm: VmId, image: &ContentId, size: Bytes) -> Result<(), Fault> {
+        reflink::ensure(&RootDisk {
+            path: &self.layout.root_disk(vm),
+            base: &self.layout.image_rootfs(image),
+            size,
+        })
+    }
+
+    fn with_base<T>(
+        &self,
+        vm: VmId,
+        image: &ContentId,
+        act: impl FnOnce(&LoopDevice<'_>) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        act(&LoopDevice {
+            vm,
+            role: Role::Base,
+            file: &self.layout.image_rootfs(image),
+        })
+    }
+
+    fn with_cow_loop<T>(
+        &self,
+        vm: VmId,
+        act: impl FnOnce(&LoopDevice<'_>) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        act(&LoopDevice {
+            vm,
+            role: Role::Cow,
+            file: &self.layout.cow_file(vm),
+        })
+    }
+
+    /// A store of before the root was made larger is grown first, in use or not.
+    fn ensure_cow_loop(&self, vm: VmId, size: Bytes) -> Result<(), Fault> {
+        let store = self.layout.cow_file(vm);
+        if cow::probe(&store, size)? == Presence::Different {
+            cow::ensure(&store, size)?;
+        }
+        self.with_cow_loop(vm, loopdev::ensure)
+    }
+
+    fn with_snapshot<T>(
+        &self,
+        vm: VmId,
+        size: Bytes,
+        act: impl FnOnce(&Snapshot<'_>) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        act(&Snapshot {
+            vm,
+            size,
+            link: &self.layout.root_device(vm),
+        })
     }
 
     fn ensure_disk(&self, path: &Path, purpose: Purpose, size: Bytes) -> Result<(), Fault> {

@@ -17,6 +17,11 @@ pub struct SizeError {
 pub struct Bytes(pub u64);
 
 impl Bytes {
+    /// This many kibibytes.
+    pub const fn kib(count: u64) -> Bytes {
+        Bytes(count << 10)
+    }
+
     /// This many mebibytes.
     pub const fn mib(count: u64) -> Bytes {
         Bytes(count << 20)

@@ -101,6 +101,30 @@ choice! {
 }
 
 choice! {
+    /// How a VM comes to a root that it can write to; a VM keeps the mode it was made with.
+    RootMode, "root mode", "dm-snapshot, reflink, overlay",
+    /// A device-mapper snapshot over the image: a whole ext4, its changes in a sparse file.
+    DmSnapshot = "dm-snapshot",
+    /// A copy of the image that shares its blocks until they are written.
+    Reflink = "reflink",
+    /// The image read-only, joined in the guest with a disk that takes the changes.
+    Overlay = "overlay",
+}
+
+choice! {
+    /// Which root mode the user asked for.
+    RootModeRequest, "root mode", "auto, dm-snapshot, reflink, overlay",
+    /// What this machine can, see `plan::facts`.
+    Auto = "auto",
+    /// A snapshot or a clear refusal.
+    DmSnapshot = "dm-snapshot",
+    /// A copy with shared blocks or a clear refusal.
+    Reflink = "reflink",
+    /// Always possible.
+    Overlay = "overlay",
+}
+
+choice! {
     /// Where a VM is in its life.
     Phase, "phase", "creating, stopped, starting, running, stopping, resetting, deleting, stuck",
     /// Its disks are being made.
@@ -154,8 +178,11 @@ pub struct VmSpec {
     pub memory: Bytes,
     /// Size of the work disk (/root).
     pub work_disk: Bytes,
-    /// Size of the upper disk (what the root can take).
+    /// Size of the root: of the whole disk, or under `overlay` of what its changes can
+    /// take.
     pub root_disk: Bytes,
+    /// How the root is made writable.
+    pub root_mode: RootMode,
     /// The network, decided at creation.
     pub net: NetMode,
     /// Published ports.
@@ -194,6 +221,10 @@ mod tests {
         }
         for kind in VmmKind::ALL {
             assert_eq!(kind.to_string().parse(), Ok(*kind));
+        }
+        for mode in RootMode::ALL {
+            assert_eq!(mode.to_string().parse(), Ok(*mode));
+            assert!(mode.to_string().parse::<RootModeRequest>().is_ok());
         }
     }
 

@@ -20,10 +20,10 @@ use crate::model::vm::VmmKind;
 /// whoever attached them in that order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestDisks {
-    /// The read-only root of the image.
+    /// The root: the image's, read-only, where there is an upper disk, else the VM's own.
     pub base: String,
     /// What takes the changes to the root.
-    pub upper: String,
+    pub upper: Option<String>,
     /// /root.
     pub work: String,
     /// /lib/modules.
@@ -70,9 +70,16 @@ pub fn kernel_command_line(kind: VmmKind, disks: &GuestDisks, clock: Option<Host
             }));
         }
     }
+    words.push(format!("banger.base={}", disks.base));
+    words.extend(
+        disks
+            .upper
+            .iter()
+            .map(|upper| format!("banger.upper={upper}")),
+    );
     words.push(format!(
-        "banger.base={} banger.upper={} banger.work={} banger.modules={}",
-        disks.base, disks.upper, disks.work, disks.modules
+        "banger.work={} banger.modules={}",
+        disks.work, disks.modules
     ));
     words.join(" ")
 }
@@ -84,7 +91,7 @@ mod tests {
     fn disks() -> GuestDisks {
         GuestDisks {
             base: "vda".to_owned(),
-            upper: "vdb".to_owned(),
+            upper: Some("vdb".to_owned()),
             work: "vdc".to_owned(),
             modules: "vdd".to_owned(),
         }
@@ -119,5 +126,15 @@ mod tests {
             );
             assert!(line.len() < 2048 && !line.contains("  "), "{line}");
         }
+    }
+
+    #[test]
+    fn a_root_of_its_own_has_no_upper_disk() {
+        let own = GuestDisks {
+            upper: None,
+            ..disks()
+        };
+        let line = kernel_command_line(VmmKind::QemuKvm, &own, None);
+        assert!(line.ends_with("banger.base=vda banger.work=vdc banger.modules=vdd"));
     }
 }

@@ -1,11 +1,12 @@
-//! What the mind is told about this machine and this moment, and the two choices that
-//! follow from it: which VMM runs a guest, and which network it gets.
+//! What the mind is told about this machine and this moment, and the choices that
+//! follow from it: which VMM runs a guest, which network it gets, how its root is made
+//! writable.
 
 use crate::failure::{Failure, FailureKind};
 use crate::model::ids::{ImageName, KernelName};
 use crate::model::net::{NetMode, NetRequest, Subnet};
 use crate::model::units::Bytes;
-use crate::model::vm::{VmmKind, VmmRequest};
+use crate::model::vm::{RootMode, RootModeRequest, VmmKind, VmmRequest};
 
 use super::record::VmmChoice;
 
@@ -20,6 +21,10 @@ pub struct HostFacts {
     pub qemu: Fitness,
     /// Whether we may make taps and rules.
     pub taps: Fitness,
+    /// Whether files of the state directory can share blocks.
+    pub reflink: Fitness,
+    /// Whether we may make loop devices and snapshots over them.
+    pub device_mapper: Fitness,
     /// The network of our bridge.
     pub subnet: Subnet,
     /// Main memory of this machine, without its swap.
@@ -155,6 +160,59 @@ impl HostFacts {
         }
     }
 
+    /// The root mode of a VM with a root of this size over a base of that size.
+    ///
+    /// `auto` takes the copy with shared blocks first: it needs no privilege and no
+    /// object of the kernel, and a full disk is an error of one write, where a snapshot
+    /// whose store cannot be written is lost (docs/disks.md).
+    ///
+    /// # Errors
+    /// The mode asked for is not to be had on this machine, or not with these sizes.
+    pub fn choose_root(
+        &self,
+        request: RootModeRequest,
+        root: Bytes,
+        base: Bytes,
+    ) -> Result<RootMode, Failure> {
+        let holds = root >= base;
+        match self.fit_root(request)? {
+            RootModeRequest::Overlay => Ok(RootMode::Overlay),
+            RootModeRequest::Reflink if holds => Ok(RootMode::Reflink),
+            RootModeRequest::DmSnapshot if holds => Ok(RootMode::DmSnapshot),
+            RootModeRequest::Reflink | RootModeRequest::DmSnapshot => Err(Failure::usage(format!(
+                "make a root of {root} by {request}: the image has {base} already"
+            ))
+            .hint(format!(
+                "Use `--root-size {}M` or more, or `--root-mode overlay`.",
+                base.0.div_ceil(Bytes::mib(1).0)
+            ))),
+            RootModeRequest::Auto if !holds => Ok(RootMode::Overlay),
+            RootModeRequest::Auto => Ok(match (&self.reflink, &self.device_mapper) {
+                (Fitness::Fit, _) => RootMode::Reflink,
+                (Fitness::Unfit(_), Fitness::Fit) => RootMode::DmSnapshot,
+                (Fitness::Unfit(_), Fitness::Unfit(_)) => RootMode::Overlay,
+            }),
+        }
+    }
+
+    /// The request, unless this machine cannot meet it whatever the sizes.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub fn fit_root(&self, request: RootModeRequest) -> Result<RootModeRequest, Failure> {
+        let fitness = match request {
+            RootModeRequest::Auto | RootModeRequest::Overlay => &Fitness::Fit,
+            RootModeRequest::Reflink => &self.reflink,
+            RootModeRequest::DmSnapshot => &self.device_mapper,
+        };
+        match fitness {
+            Fitness::Fit => Ok(request),
+            Fitness::Unfit(why) => Err(Failure::failed(format!("use root mode {request}"))
+                .because(why)
+                .hint("Use `--root-mode overlay`, or see `banger doctor`.")),
+        }
+    }
+
     fn without_tap(&self, vmm: VmmKind, why: &str) -> (NetMode, Option<String>) {
         match vmm {
             VmmKind::Firecracker => (
@@ -169,6 +227,67 @@ impl HostFacts {
                     "user-mode network: {why}; the guest reaches what listens on this host's 127.0.0.1 (as 10.0.2.2); for a tap with an address of its own, `sudo bangerd-root --owner $(id -u)` and `banger daemon stop`"
                 )),
             ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(reflink: Fitness, device_mapper: Fitness) -> HostFacts {
+        HostFacts {
+            kvm: Fitness::Fit,
+            firecracker: Fitness::Fit,
+            qemu: Fitness::Fit,
+            taps: Fitness::Fit,
+            memory: Bytes::gib(64),
+            reflink,
+            device_mapper,
+            subnet: "172.30.0.0/24".parse().unwrap(),
+            catalog_images: Vec::new(),
+            catalog_kernels: Vec::new(),
+            ready_deadline_ms: None,
+        }
+    }
+
+    fn unfit() -> Fitness {
+        Fitness::Unfit("this host cannot".to_owned())
+    }
+
+    #[test]
+    fn auto_takes_the_first_root_mode_that_this_machine_has() {
+        let base = Bytes::gib(1);
+        let auto = |reflink, device_mapper, root| {
+            facts(reflink, device_mapper)
+                .choose_root(RootModeRequest::Auto, root, base)
+                .unwrap()
+        };
+        assert_eq!(auto(Fitness::Fit, Fitness::Fit, base), RootMode::Reflink);
+        assert_eq!(auto(unfit(), Fitness::Fit, base), RootMode::DmSnapshot);
+        assert_eq!(auto(unfit(), unfit(), base), RootMode::Overlay);
+        // A root smaller than its image can only be what the changes take.
+        let small = Bytes::mib(512);
+        assert_eq!(auto(Fitness::Fit, Fitness::Fit, small), RootMode::Overlay);
+    }
+
+    #[test]
+    fn a_mode_that_was_asked_for_is_had_or_refused_with_the_reason() {
+        let root = Bytes::gib(8);
+        for request in [RootModeRequest::Reflink, RootModeRequest::DmSnapshot] {
+            let failure = facts(unfit(), unfit())
+                .choose_root(request, root, Bytes::gib(1))
+                .unwrap_err();
+            assert!(
+                failure.to_string().contains("this host cannot"),
+                "{failure}"
+            );
+            let fit = facts(Fitness::Fit, Fitness::Fit);
+            let mode = fit.choose_root(request, root, root).unwrap();
+            assert_eq!(mode.to_string(), request.to_string());
+            let small = fit.choose_root(request, Bytes::gib(7), root).unwrap_err();
+            assert_eq!(small.kind, FailureKind::Usage);
+            assert!(small.hint.unwrap().contains("--root-size 8192M"));
         }
     }
 }

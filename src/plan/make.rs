@@ -6,7 +6,7 @@
 use crate::model::ids::VmId;
 use crate::model::net::{Lease, NetMode, Subnet};
 use crate::model::units::Bytes;
-use crate::model::vm::{VmSpec, VmmKind};
+use crate::model::vm::{RootMode, VmSpec, VmmKind};
 
 use super::step::{Machine, Outside, Step};
 
@@ -14,15 +14,26 @@ use super::step::{Machine, Outside, Step};
 pub fn disk_plan(vm: VmId, spec: &VmSpec) -> Vec<Step> {
     vec![
         Step::VmDirectory { vm },
-        Step::UpperDisk {
-            vm,
-            size: spec.root_disk,
-        },
+        root_changes(vm, spec),
         Step::WorkDisk {
             vm,
             size: spec.work_disk,
         },
     ]
+}
+
+/// What holds the changes to the root.
+fn root_changes(vm: VmId, spec: &VmSpec) -> Step {
+    let size = spec.root_disk;
+    match spec.root_mode {
+        RootMode::Overlay => Step::UpperDisk { vm, size },
+        RootMode::Reflink => Step::RootDisk {
+            vm,
+            image: spec.image.content.clone(),
+            size,
+        },
+        RootMode::DmSnapshot => Step::CowFile { vm, size },
+    }
 }
 
 /// The objects of one run under this VMM.
@@ -32,11 +43,13 @@ pub fn run_plan(vm: VmId, spec: &VmSpec, lease: Option<Lease>, kind: VmmKind) ->
         vcpu: spec.vcpu,
         memory: spec.memory,
         image: spec.image.content.clone(),
+        root: spec.root_mode,
         kernel: spec.kernel.content.clone(),
         net: spec.net,
         publish: spec.publish.clone(),
     };
     let mut steps = vec![Step::RunDirectory { vm }];
+    steps.extend(snapshot(vm, spec));
     steps.extend(network(vm, spec.net, lease));
     steps.push(Step::Cgroup { vm });
     match kind {
@@ -53,6 +66,27 @@ pub fn run_plan(vm: VmId, spec: &VmSpec, lease: Option<Lease>, kind: VmmKind) ->
         Step::Ready { vm },
     ]);
     steps
+}
+
+/// The block devices of a root that is a snapshot.
+fn snapshot(vm: VmId, spec: &VmSpec) -> Vec<Step> {
+    match spec.root_mode {
+        RootMode::Overlay | RootMode::Reflink => Vec::new(),
+        RootMode::DmSnapshot => vec![
+            Step::BaseLoop {
+                vm,
+                image: spec.image.content.clone(),
+            },
+            Step::CowLoop {
+                vm,
+                size: spec.root_disk,
+            },
+            Step::DmSnapshot {
+                vm,
+                size: spec.root_disk,
+            },
+        ],
+    }
 }
 
 fn network(vm: VmId, net: NetMode, lease: Option<Lease>) -> Vec<Step> {
@@ -82,16 +116,20 @@ pub fn everything(vm: VmId, spec: &VmSpec, subnet: Subnet) -> (Vec<Step>, Vec<St
         address: subnet.gateway(),
         subnet,
     };
-    let spec = VmSpec {
+    let of_mode = |root_mode| VmSpec {
         net: NetMode::Nat,
         work_disk: Bytes(0),
         root_disk: Bytes(0),
+        root_mode,
         ..spec.clone()
     };
-    (
-        disk_plan(vm, &spec),
-        run_plan(vm, &spec, Some(lease), VmmKind::QemuTcg),
-    )
+    let snapshot = of_mode(RootMode::DmSnapshot);
+    let mut disks = disk_plan(vm, &snapshot);
+    for mode in [RootMode::Overlay, RootMode::Reflink] {
+        disks.insert(1, root_changes(vm, &of_mode(mode)));
+    }
+    let run = run_plan(vm, &snapshot, Some(lease), VmmKind::QemuTcg);
+    (disks, run)
 }
 
 #[cfg(test)]

@@ -22,3 +22,4 @@ pub mod record;
 pub mod request;
 pub mod retry;
 pub mod step;
+pub mod store_level;

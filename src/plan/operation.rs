@@ -12,7 +12,7 @@
 //!                                 v
 //!                             save Stuck -> rest
 //!
-//!  reset    save Resetting -> absent upper -> ensure upper -> save Stopped -> rest
+//!  reset    save Resetting -> absent root -> ensure root -> save Stopped -> rest
 //! ```
 //!
 //! A failed creation goes down the way of `delete`, a failed start the way of `stop`.
@@ -134,14 +134,14 @@ impl Operation {
         Operation::new(Goal::Delete, Vec::new(), all)
     }
 
-    /// Makes the root anew: of a disk plan, only the upper disk is touched.
+    /// Makes the root anew: of a disk plan, only what holds its changes is touched.
     pub fn reset(disk_plan: &[Step]) -> Operation {
-        let upper: Vec<Step> = disk_plan
-            .iter()
-            .filter(|step| step.kind() == StepKind::UpperDisk)
+        let steps = disk_plan.iter();
+        let root: Vec<Step> = steps
+            .filter(|step| step.kind().holds_root())
             .cloned()
             .collect();
-        Operation::new(Goal::Reset, upper.clone(), upper)
+        Operation::new(Goal::Reset, root.clone(), root)
     }
 
     fn new(goal: Goal, up: Vec<Step>, down: Vec<Step>) -> Operation {

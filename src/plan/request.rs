@@ -5,7 +5,7 @@ use crate::model::ids::{ImageName, KernelName, VmId, VmName};
 use crate::model::image::{Image, Kernel};
 use crate::model::net::{NetRequest, PortForward};
 use crate::model::units::Bytes;
-use crate::model::vm::{InitMode, VmmRequest};
+use crate::model::vm::{InitMode, RootModeRequest, VmmRequest};
 
 use super::record::{GitIdentity, Removal, VmRecord};
 use super::retry::Verb;
@@ -181,8 +181,10 @@ pub struct CreateRequest {
     pub memory: Bytes,
     /// Size of /root.
     pub work_disk: Bytes,
-    /// What the root can take.
+    /// Size of the root.
     pub root_disk: Bytes,
+    /// How the root is made writable.
+    pub root_mode: RootModeRequest,
     /// The network.
     pub net: NetRequest,
     /// Published ports.

@@ -38,12 +38,18 @@ pub fn absent_delay_ms(failures: u32) -> Option<u64> {
 pub fn deadline_ms(verb: Verb, step: &Step, vmm: Option<VmmKind>) -> u64 {
     match (verb, step.kind()) {
         (Verb::Ensure, StepKind::Ready) => ready_deadline_ms(vmm),
-        (Verb::Ensure, StepKind::UpperDisk | StepKind::WorkDisk) => 60_000,
+        (
+            Verb::Ensure,
+            StepKind::UpperDisk | StepKind::RootDisk | StepKind::CowFile | StepKind::WorkDisk,
+        ) => 60_000,
         (Verb::Ensure, StepKind::Vmm | StepKind::VsockBackend | StepKind::Configured) => 20_000,
         (
             Verb::Ensure,
             StepKind::VmDirectory
             | StepKind::RunDirectory
+            | StepKind::BaseLoop
+            | StepKind::CowLoop
+            | StepKind::DmSnapshot
             | StepKind::Tap
             | StepKind::NetRules
             | StepKind::Cgroup

@@ -8,8 +8,10 @@
 //! | step | identity on the host |
 //! |---|---|
 //! | `VmDirectory` | `<state>/vms/<id>` |
-//! | `UpperDisk`, `WorkDisk` | `upper.ext4`, `work.ext4` in it |
+//! | `UpperDisk`, `RootDisk`, `CowFile`, `WorkDisk` | `upper.ext4`, `root.ext4`, `root.cow`, `work.ext4` in it |
 //! | `RunDirectory` | `<runtime>/vms/<id>`: sockets, VMM log |
+//! | `BaseLoop`, `CowLoop` | the loop device tagged `banger:<id>:base`, `banger:<id>:cow` |
+//! | `DmSnapshot` | device-mapper devices `bgr-<id>-base` and `bgr-<id>` |
 //! | `Tap` | interface `bgr-<id>`, a port of our bridge |
 //! | `NetRules` | elements keyed by the tap's name in our one nftables table |
 //! | `Cgroup` | `banger/<id>` where cgroup v2 is ours to use, else nothing |
@@ -22,7 +24,7 @@ use std::net::Ipv4Addr;
 use crate::model::ids::{ContentId, VmId};
 use crate::model::net::{NetMode, PortForward, Subnet};
 use crate::model::units::Bytes;
-use crate::model::vm::VmmKind;
+use crate::model::vm::{RootMode, VmmKind};
 
 /// One object of one VM, as it must be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +41,23 @@ pub enum Step {
         /// Virtual size.
         size: Bytes,
     },
+    /// The image's file system in a file of the VM's own that shares its blocks
+    /// (`FICLONE`) until they are written.
+    RootDisk {
+        /// Whose.
+        vm: VmId,
+        /// The base.
+        image: ContentId,
+        /// Virtual size, at least the base's; the guest lets its file system grow to it.
+        size: Bytes,
+    },
+    /// The sparse file with the exception store of the VM's snapshot.
+    CowFile {
+        /// Whose.
+        vm: VmId,
+        /// Virtual size of the root; the file is long enough for all of it to change.
+        size: Bytes,
+    },
     /// The sparse ext4 file mounted at /root.
     WorkDisk {
         /// Whose.
@@ -50,6 +69,28 @@ pub enum Step {
     RunDirectory {
         /// Whose.
         vm: VmId,
+    },
+    /// The base of the VM's snapshot as a read-only block device.
+    BaseLoop {
+        /// Whose.
+        vm: VmId,
+        /// The base.
+        image: ContentId,
+    },
+    /// The exception store of the VM's snapshot as a block device, grown to what the root
+    /// needs.
+    CowLoop {
+        /// Whose.
+        vm: VmId,
+        /// Virtual size of the root.
+        size: Bytes,
+    },
+    /// The snapshot: reads come from the base until they were written.
+    DmSnapshot {
+        /// Whose.
+        vm: VmId,
+        /// Virtual size of the root, at least the base's.
+        size: Bytes,
     },
     /// The tap, up, isolated, enslaved to our bridge.
     Tap {
@@ -128,6 +169,8 @@ pub struct Machine {
     pub memory: Bytes,
     /// The base disk's content.
     pub image: ContentId,
+    /// How the root is made writable: decides on the disks.
+    pub root: RootMode,
     /// The kernel's content.
     pub kernel: ContentId,
     /// The network device.
@@ -143,10 +186,20 @@ pub enum StepKind {
     VmDirectory,
     /// See [`Step::UpperDisk`].
     UpperDisk,
+    /// See [`Step::RootDisk`].
+    RootDisk,
+    /// See [`Step::CowFile`].
+    CowFile,
     /// See [`Step::WorkDisk`].
     WorkDisk,
     /// See [`Step::RunDirectory`].
     RunDirectory,
+    /// See [`Step::BaseLoop`].
+    BaseLoop,
+    /// See [`Step::CowLoop`].
+    CowLoop,
+    /// See [`Step::DmSnapshot`].
+    DmSnapshot,
     /// See [`Step::Tap`].
     Tap,
     /// See [`Step::NetRules`].
@@ -167,11 +220,16 @@ pub enum StepKind {
 
 impl StepKind {
     /// Every kind, in the order of declaration.
-    pub const ALL: [StepKind; 12] = [
+    pub const ALL: [StepKind; 17] = [
         StepKind::VmDirectory,
         StepKind::UpperDisk,
+        StepKind::RootDisk,
+        StepKind::CowFile,
         StepKind::WorkDisk,
         StepKind::RunDirectory,
+        StepKind::BaseLoop,
+        StepKind::CowLoop,
+        StepKind::DmSnapshot,
         StepKind::Tap,
         StepKind::NetRules,
         StepKind::Cgroup,
@@ -182,13 +240,26 @@ impl StepKind {
         StepKind::Ready,
     ];
 
+    /// Whether it holds what a guest changed in its root, so that `vm reset` makes it anew.
+    pub fn holds_root(self) -> bool {
+        matches!(
+            self,
+            StepKind::UpperDisk | StepKind::RootDisk | StepKind::CowFile
+        )
+    }
+
     /// The word for logs, progress and rows.
     pub fn word(self) -> &'static str {
         match self {
             StepKind::VmDirectory => "vm-directory",
             StepKind::UpperDisk => "upper-disk",
+            StepKind::RootDisk => "root-disk",
+            StepKind::CowFile => "cow-file",
             StepKind::WorkDisk => "work-disk",
             StepKind::RunDirectory => "run-directory",
+            StepKind::BaseLoop => "base-loop",
+            StepKind::CowLoop => "cow-loop",
+            StepKind::DmSnapshot => "dm-snapshot",
             StepKind::Tap => "tap",
             StepKind::NetRules => "net-rules",
             StepKind::Cgroup => "cgroup",
@@ -207,8 +278,13 @@ impl Step {
         match self {
             Step::VmDirectory { vm }
             | Step::UpperDisk { vm, .. }
+            | Step::RootDisk { vm, .. }
+            | Step::CowFile { vm, .. }
             | Step::WorkDisk { vm, .. }
             | Step::RunDirectory { vm }
+            | Step::BaseLoop { vm, .. }
+            | Step::CowLoop { vm, .. }
+            | Step::DmSnapshot { vm, .. }
             | Step::Tap { vm, .. }
             | Step::NetRules { vm, .. }
             | Step::Cgroup { vm }
@@ -233,8 +309,13 @@ impl Step {
         match self {
             Step::VmDirectory { .. } => StepKind::VmDirectory,
             Step::UpperDisk { .. } => StepKind::UpperDisk,
+            Step::RootDisk { .. } => StepKind::RootDisk,
+            Step::CowFile { .. } => StepKind::CowFile,
             Step::WorkDisk { .. } => StepKind::WorkDisk,
             Step::RunDirectory { .. } => StepKind::RunDirectory,
+            Step::BaseLoop { .. } => StepKind::BaseLoop,
+            Step::CowLoop { .. } => StepKind::CowLoop,
+            Step::DmSnapshot { .. } => StepKind::DmSnapshot,
             Step::Tap { .. } => StepKind::Tap,
             Step::NetRules { .. } => StepKind::NetRules,
             Step::Cgroup { .. } => StepKind::Cgroup,

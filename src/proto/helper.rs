@@ -112,6 +112,11 @@ impl HelperStep {
             }),
             Step::VmDirectory { .. }
             | Step::UpperDisk { .. }
+            | Step::RootDisk { .. }
+            | Step::CowFile { .. }
+            | Step::BaseLoop { .. }
+            | Step::CowLoop { .. }
+            | Step::DmSnapshot { .. }
             | Step::WorkDisk { .. }
             | Step::RunDirectory { .. }
             | Step::Cgroup { .. }

@@ -166,8 +166,14 @@ pub struct VmView {
     pub memory: u64,
     /// Virtual size of the work disk, bytes.
     pub work_disk: u64,
-    /// Virtual size of the upper disk, bytes.
+    /// Size of the root, bytes; under `overlay` of what its changes can take.
     pub root_disk: u64,
+    /// `model::vm::RootMode` as text.
+    #[serde(default)]
+    pub root_mode: String,
+    /// The exception store of a root that is a snapshot, while the VM runs.
+    #[serde(default)]
+    pub root_store: Option<RootStore>,
     /// Bytes that its disks take on the host.
     pub allocated: u64,
     /// `model::net::NetMode` as text.
@@ -198,6 +204,19 @@ pub struct VmView {
     pub warnings: Vec<String>,
     /// Whether it is deleted when its client goes.
     pub delete_on_disconnect: bool,
+}
+
+/// What holds the changes to a root that is a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootStore {
+    /// Bytes taken by changes and their index.
+    pub used: u64,
+    /// Bytes that it can take.
+    pub total: u64,
+    /// `active`, `overflow` (no more writes until it is grown) or `invalid` (lost).
+    pub state: String,
+    /// What is wrong or soon will be, with what to type.
+    pub warning: Option<String>,
 }
 
 /// An image as people see it.

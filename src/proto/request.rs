@@ -17,7 +17,7 @@ use super::text;
 use crate::model::ids::{ImageName, KernelName, VmName};
 use crate::model::net::{NetRequest, PortForward};
 use crate::model::units::Bytes;
-use crate::model::vm::{InitMode, VmmRequest};
+use crate::model::vm::{InitMode, RootModeRequest, VmmRequest};
 
 /// Version of this protocol; another one is refused with a hint.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -220,9 +220,13 @@ pub struct NewVm {
     /// Size of the work disk (/root).
     #[serde(with = "text")]
     pub work_disk: Bytes,
-    /// Size of the upper disk (what the root can take).
+    /// Size of the root: of the whole disk, or under `overlay` of what its changes can
+    /// take.
     #[serde(with = "text")]
     pub root_disk: Bytes,
+    /// How the root is made writable.
+    #[serde(with = "text", default = "auto")]
+    pub root_mode: RootModeRequest,
     /// The network asked for.
     #[serde(with = "text")]
     pub net: NetRequest,
@@ -241,6 +245,11 @@ pub struct NewVm {
     pub workdir: Option<String>,
     /// Name and address of the caller's git identity, written to /root/.gitconfig.
     pub git_identity: Option<GitIdentity>,
+}
+
+/// The root mode of clients that know of none.
+fn auto() -> RootModeRequest {
+    RootModeRequest::Auto
 }
 
 /// Who commits.

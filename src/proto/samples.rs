@@ -18,11 +18,13 @@ use super::helper::{
     HELPER_VERSION, HelperCall, HelperReply, HelperRequest, HelperStep, HelperVerb,
 };
 use super::reply::{
-    Fact, HostFacts, ImageView, KernelView, Line, Progress, Reply, Status, VmView, WireFailure,
+    Fact, HostFacts, ImageView, KernelView, Line, Progress, Reply, RootStore, Status, VmView,
+    WireFailure,
 };
 use super::request::{Call, GitIdentity, LogKind, NewVm, PROTOCOL_VERSION, Request};
 use crate::model::net::{NetRequest, PortForward};
 use crate::model::units::Bytes;
+use crate::model::vm::RootModeRequest;
 use crate::model::vm::{InitMode, VmmRequest};
 
 fn path(room: &str, name: &str) -> PathBuf {
@@ -62,6 +64,7 @@ fn new_vm() -> NewVm {
         memory: Bytes::gib(2),
         work_disk: Bytes::gib(8),
         root_disk: Bytes::gib(8),
+        root_mode: RootModeRequest::Auto,
         net: NetRequest::Auto,
         publish: vec![PortForward {
             host: 8080,
@@ -155,6 +158,13 @@ fn vm_view() -> VmView {
         memory: 2 << 30,
         work_disk: 8 << 30,
         root_disk: 8 << 30,
+        root_mode: "dm-snapshot".to_owned(),
+        root_store: Some(RootStore {
+            used: 96 << 20,
+            total: 8 << 30,
+            state: "active".to_owned(),
+            warning: None,
+        }),
         allocated: 3 << 20,
         net: "nat".to_owned(),
         net_reason: None,

@@ -37,6 +37,16 @@ fn finds_with_qemu(bug: Bug, scripts: Vec<Vec<Request>>, said: &str) {
     assert!(broken.contains(said), "{broken}");
 }
 
+#[test]
+fn busy_snapshot_that_counts_as_gone_is_found() {
+    let mut run = Run::stocked(vec![vec![dev(), delete("dev", Force::Kill)]]);
+    run.facts.device_mapper = Fitness::Fit;
+    Search::of(run.clone(), 1, Faults::ALL).assert_holds();
+    run.bug = ShellBug::BusyIgnored;
+    let (broken, _) = Search::of(run, 1, Faults::ALL).broken.expect("it is found");
+    assert!(broken.contains("orphan"), "{broken}");
+}
+
 fn dev() -> Request {
     create("dev", NetRequest::Auto, Removal::Keep)
 }

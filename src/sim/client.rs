@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::model::ids::VmId;
 use crate::model::net::NetRequest;
 use crate::model::units::Bytes;
-use crate::model::vm::{InitMode, VmmRequest};
+use crate::model::vm::{InitMode, RootModeRequest, VmmRequest};
 use crate::plan::record::Removal;
 use crate::plan::request::{AfterCreate, ClientId, CreateRequest, Force, OpId, Request};
 
@@ -77,6 +77,7 @@ pub(super) fn create(name: &str, net: NetRequest, removal: Removal) -> Request {
         memory: Bytes::mib(512),
         work_disk: Bytes::gib(1),
         root_disk: Bytes::gib(1),
+        root_mode: RootModeRequest::Auto,
         net,
         publish: Vec::new(),
         init: InitMode::Auto,
@@ -87,6 +88,17 @@ pub(super) fn create(name: &str, net: NetRequest, removal: Removal) -> Request {
         removal,
         then: AfterCreate::Start,
     }))
+}
+
+/// The same creation with another root.
+pub(super) fn with_root(request: Request, root_mode: RootModeRequest) -> Request {
+    match request {
+        Request::Create(create) => Request::Create(Box::new(CreateRequest {
+            root_mode,
+            ..*create
+        })),
+        other => other,
+    }
 }
 
 pub(super) fn start(name: &str) -> Request {

@@ -157,6 +157,23 @@ fn vm_with_every_kind_of_step_holds_under_interruptions() {
 }
 
 #[test]
+fn vm_over_a_snapshot_holds_under_interruptions() {
+    let everything = vec![
+        dev(Removal::Keep),
+        stop("dev"),
+        reset("dev"),
+        start("dev"),
+        delete("dev", Force::Kill),
+    ];
+    let mut run = story(vec![everything]);
+    run.facts.device_mapper = crate::plan::facts::Fitness::Fit;
+    let interruptions = number("BANGER_SIM_DEPTH").unwrap_or(1);
+    let search = Search::of(run, interruptions, Faults::ALL);
+    search.assert_holds();
+    assert!(search.schedules > 300, "{}", search.schedules);
+}
+
+#[test]
 fn stop_and_deletion_beside_another_client_hold_under_two_interruptions() {
     let run = story(vec![
         vec![dev(Removal::Keep), delete("dev", Force::Kill)],

@@ -222,7 +222,8 @@ fn likely_fault(verb: Verb, kind: StepKind) -> FaultKind {
     match (verb, kind) {
         (Verb::Absent, _) => FaultKind::Busy,
         (Verb::Ensure, StepKind::Ready) => FaultKind::Timeout,
-        (Verb::Ensure, StepKind::UpperDisk | StepKind::WorkDisk) => FaultKind::Full,
+        (Verb::Ensure, StepKind::WorkDisk) => FaultKind::Full,
+        (Verb::Ensure, kind) if kind.holds_root() => FaultKind::Full,
         (Verb::Ensure, _) => FaultKind::Other,
     }
 }

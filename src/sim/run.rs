@@ -91,6 +91,8 @@ pub(super) fn facts() -> HostFacts {
         firecracker: Fitness::Fit,
         qemu: Fitness::Fit,
         taps: Fitness::Fit,
+        reflink: Fitness::Unfit("no shared blocks".to_owned()),
+        device_mapper: Fitness::Unfit("no device-mapper".to_owned()),
         subnet: "10.0.0.0/28".parse().unwrap(),
         memory: Bytes::gib(64),
         catalog_images: vec!["small".parse().unwrap()],

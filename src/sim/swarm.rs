@@ -7,12 +7,13 @@
 use std::collections::HashSet;
 
 use crate::model::net::NetRequest;
-use crate::model::vm::Phase;
+use crate::model::vm::{Phase, RootModeRequest};
+use crate::plan::facts::Fitness;
 use crate::plan::record::Removal;
 use crate::plan::request::{Force, Refresh, Request};
 use crate::plan::step::StepKind;
 
-use super::client::{create, delete, kill, reset, restart, start, stop};
+use super::client::{create, delete, kill, reset, restart, start, stop, with_root};
 use super::explore::number;
 use super::moves::{Death, Faults, Move};
 use super::run::{Run, ShellBug};
@@ -71,7 +72,7 @@ fn some_request(dice: &mut Dice) -> Request {
     let removal = *dice.pick(&[Removal::Keep, Removal::Keep, Removal::WithClient]);
     let image = || "small".to_owned();
     match dice.below(33) / 2 {
-        0..=4 => create(name, net, removal),
+        0..=4 => with_root(create(name, net, removal), *dice.pick(RootModeRequest::ALL)),
         5 => start(name),
         6 | 7 => stop(name),
         8 => kill(name),
@@ -99,7 +100,15 @@ fn tell(seed: u64, bug: ShellBug) -> (Result<(), String>, Run) {
         .collect();
     let mut run = Run::new(scripts);
     run.bug = bug;
-    let stubborn = [StepKind::Tap, StepKind::WorkDisk, StepKind::UpperDisk];
+    run.facts.reflink = Fitness::Fit;
+    run.facts.device_mapper = Fitness::Fit;
+    let stubborn = [
+        StepKind::Tap,
+        StepKind::WorkDisk,
+        StepKind::UpperDisk,
+        StepKind::DmSnapshot,
+        StepKind::CowLoop,
+    ];
     run.stubborn = stubborn.get(dice.below(12)).copied();
     let told = disturb(&mut run, &mut dice, faults, one_in)
         .and_then(|()| settle(&mut run, Rest::Any))

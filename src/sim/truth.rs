@@ -118,11 +118,7 @@ impl Run {
     }
 
     fn is_stopped(&self, vm: &VmRecord) -> Result<(), String> {
-        let disks = [
-            StepKind::VmDirectory,
-            StepKind::UpperDisk,
-            StepKind::WorkDisk,
-        ];
+        let disks: Vec<StepKind> = vm.disk_plan.iter().map(Step::kind).collect();
         if let Some(kind) = disks.iter().find(|kind| !self.world.has(vm.id, **kind)) {
             return Err(format!(
                 "vm {} is stopped and has no {}",

@@ -16,9 +16,9 @@ use std::net::Ipv4Addr;
 use crate::model::ids::{ContentId, VmId};
 use crate::model::net::Subnet;
 use crate::model::units::Bytes;
-use crate::model::vm::VmmKind;
+use crate::model::vm::{RootMode, VmmKind};
 use crate::plan::retry::Verb;
-use crate::plan::step::{Fault, FaultKind, Outside, Presence, Step, StepKind};
+use crate::plan::step::{Fault, FaultKind, Machine, Outside, Presence, Step, StepKind};
 
 /// What exists.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub(super) struct World {
     sockets: BTreeSet<(VmId, StepKind)>,
     /// What the VMMs' guests do.
     guests: BTreeMap<VmId, Guest>,
+    /// What goes when its last user lets go of it: the order is given.
+    leaving: BTreeSet<(VmId, StepKind)>,
     /// Whether our bridge is there: it comes with the first tap and stays.
     has_bridge: bool,
     /// Contents of images and kernels.
@@ -93,8 +95,11 @@ pub(super) enum Turn {
 }
 
 /// What is gone after a reboot of the host.
-const RUNTIME: [StepKind; 6] = [
+const RUNTIME: [StepKind; 9] = [
     StepKind::RunDirectory,
+    StepKind::BaseLoop,
+    StepKind::CowLoop,
+    StepKind::DmSnapshot,
     StepKind::Tap,
     StepKind::NetRules,
     StepKind::Cgroup,
@@ -103,9 +108,11 @@ const RUNTIME: [StepKind; 6] = [
 ];
 
 /// What a living VMM holds.
-const UNDER_VMM: [StepKind; 7] = [
+const UNDER_VMM: [StepKind; 9] = [
     StepKind::VmDirectory,
     StepKind::UpperDisk,
+    StepKind::RootDisk,
+    StepKind::CowFile,
     StepKind::WorkDisk,
     StepKind::RunDirectory,
     StepKind::Tap,
@@ -114,12 +121,13 @@ const UNDER_VMM: [StepKind; 7] = [
 ];
 
 const PROCESSES: [StepKind; 2] = [StepKind::Vmm, StepKind::VsockBackend];
-const DISKS: [StepKind; 2] = [StepKind::UpperDisk, StepKind::WorkDisk];
+const DISKS: [StepKind; 3] = [StepKind::UpperDisk, StepKind::RootDisk, StepKind::WorkDisk];
 
 impl World {
     /// What distinguishes it from others.
     pub(super) fn hash_into(&self, hasher: &mut impl Hasher) {
         (&self.objects, &self.sockets, &self.guests).hash(hasher);
+        self.leaving.hash(hasher);
         (&self.contents, self.is_full, self.has_bridge).hash(hasher);
     }
 
@@ -166,14 +174,24 @@ impl World {
             self.end(vm, kind);
             self.sockets.remove(&(vm, kind));
         }
+        if self.is_in_use(vm, kind) {
+            // It is not as described, so it would have to be made anew.
+            self.leaving.insert((vm, kind));
+            return Err(fault(step, FaultKind::Busy));
+        }
         self.has_needs(step)?;
         let there = self.objects.get(&(vm, kind)).copied();
         let is_disk = DISKS.contains(&kind);
+        let is_store = kind == StepKind::CowFile;
         match there {
+            // Any file is grown to be a store: what is in it is the kernel's business.
+            Some(Shape::Foreign) if is_store => {}
             Some(Shape::Foreign) if !is_disk => return Err(fault(step, FaultKind::Denied)),
             // A disk that is there is the user's, whatever it is.
             Some(_) if is_disk => return Err(fault(step, FaultKind::Other)),
-            None if is_disk && self.is_full => return Err(fault(step, FaultKind::Full)),
+            None if (is_disk || is_store) && self.is_full => {
+                return Err(fault(step, FaultKind::Full));
+            }
             _ => {}
         }
         match step {
@@ -188,6 +206,10 @@ impl World {
     fn make(&mut self, step: &Step) {
         let key = (step.vm(), step.kind());
         self.objects.insert(key, shape(step));
+        if key.1 == StepKind::CowFile {
+            // A device over it does not follow by itself.
+            self.spoil(key.0, StepKind::CowLoop);
+        }
         self.has_bridge |= key.1 == StepKind::Tap;
         if PROCESSES.contains(&key.1) {
             self.sockets.insert(key);
@@ -202,9 +224,16 @@ impl World {
         if kind == StepKind::Tap && self.objects.get(&(vm, kind)) == Some(&Shape::Foreign) {
             return Err(fault(step, FaultKind::Denied));
         }
+        if self.is_in_use(vm, kind) {
+            self.leaving.insert((vm, kind));
+            return Err(fault(step, FaultKind::Busy));
+        }
         match kind {
             // The whole folder goes, whatever is in it and whoever has it open.
-            StepKind::VmDirectory => DISKS.into_iter().for_each(|disk| self.remove(vm, disk)),
+            StepKind::VmDirectory => {
+                self.remove(vm, StepKind::CowFile);
+                DISKS.into_iter().for_each(|disk| self.remove(vm, disk));
+            }
             StepKind::RunDirectory => self.sockets.retain(|(of, _)| *of != vm),
             // cgroup.kill: whoever is in it goes with it. Sockets stay.
             StepKind::Cgroup => PROCESSES
@@ -222,6 +251,14 @@ impl World {
 
     fn remove(&mut self, vm: VmId, kind: StepKind) {
         let existed = self.objects.remove(&(vm, kind)).is_some();
+        match kind {
+            // The device is still over the file that had the name.
+            StepKind::CowFile => self.spoil(vm, StepKind::CowLoop),
+            // The link to the device lay there.
+            StepKind::RunDirectory => self.spoil(vm, StepKind::DmSnapshot),
+            StepKind::DmSnapshot => self.let_go(vm, &[StepKind::BaseLoop, StepKind::CowLoop]),
+            _ => {}
+        }
         if existed && self.is_alive(vm) && UNDER_VMM.contains(&kind) {
             let harm = format!("{} was removed under the living VMM of {vm}", kind.word());
             self.harm.get_or_insert(harm);
@@ -233,6 +270,33 @@ impl World {
         self.objects.remove(&(vm, kind));
         if kind == StepKind::Vmm {
             self.guests.remove(&vm);
+            self.let_go(vm, &[StepKind::DmSnapshot]);
+        }
+    }
+
+    /// Whether the kernel holds it back: a VMM has the snapshot open, the snapshot has
+    /// the loop devices below it.
+    fn is_in_use(&self, vm: VmId, kind: StepKind) -> bool {
+        let user = match kind {
+            StepKind::DmSnapshot => StepKind::Vmm,
+            StepKind::BaseLoop | StepKind::CowLoop => StepKind::DmSnapshot,
+            _ => return false,
+        };
+        self.has(vm, kind) && self.has(vm, user)
+    }
+
+    /// The last user of these has let go: those that were told to go do.
+    fn let_go(&mut self, vm: VmId, kinds: &[StepKind]) {
+        for kind in kinds {
+            if self.leaving.remove(&(vm, *kind)) {
+                self.remove(vm, *kind);
+            }
+        }
+    }
+
+    fn spoil(&mut self, vm: VmId, kind: StepKind) {
+        if let Some(shape) = self.objects.get_mut(&(vm, kind)) {
+            *shape = Shape::Half;
         }
     }
 
@@ -261,6 +325,12 @@ impl World {
                 }
             }
             (_, None) => Presence::Absent,
+            (_, Some(_)) if self.leaving.contains(&(vm, kind)) => Presence::Different,
+            // Longer than needed is fine.
+            (Step::CowFile { size, .. }, Some(Shape::Sized(found))) if found > *size => {
+                Presence::Present
+            }
+            (Step::DmSnapshot { .. }, Some(_)) if !self.has_loops(vm) => Presence::Different,
             (Step::Tap { .. }, Some(Shape::Foreign)) => return Err(fault(step, FaultKind::Denied)),
             (Step::Vmm { .. } | Step::VsockBackend { .. }, Some(_)) => {
                 match self.sockets.contains(&(vm, kind)) {
@@ -271,6 +341,11 @@ impl World {
             (_, Some(found)) if found == shape(step) => Presence::Present,
             (_, Some(_)) => Presence::Different,
         })
+    }
+
+    fn has_loops(&self, vm: VmId) -> bool {
+        let loops = [StepKind::BaseLoop, StepKind::CowLoop];
+        loops.iter().all(|kind| self.has(vm, *kind))
     }
 
     /// Asks a VMM something by its socket.
@@ -305,9 +380,16 @@ impl World {
                 true => Err(fault(step, FaultKind::Missing)),
                 false => Ok(()),
             },
-            Step::UpperDisk { .. } | Step::WorkDisk { .. } => {
-                lacks(&[K::VmDirectory], FaultKind::Missing)
-            }
+            Step::UpperDisk { .. }
+            | Step::RootDisk { .. }
+            | Step::CowFile { .. }
+            | Step::WorkDisk { .. } => lacks(&[K::VmDirectory], FaultKind::Missing),
+            Step::BaseLoop { .. } => Ok(()),
+            Step::CowLoop { .. } => lacks(&[K::CowFile], FaultKind::Missing),
+            Step::DmSnapshot { .. } => lacks(
+                &[K::RunDirectory, K::BaseLoop, K::CowLoop],
+                FaultKind::Missing,
+            ),
             // The folders of its log and of its sockets. A launcher without its group ends
             // before it becomes the program.
             Step::VsockBackend { .. } => {
@@ -320,14 +402,14 @@ impl World {
                 match machine.kind {
                     VmmKind::Firecracker => Ok(()),
                     VmmKind::QemuKvm | VmmKind::QemuTcg => lacks(
-                        &[K::UpperDisk, K::WorkDisk, K::VsockBackend],
+                        &[root(machine), K::WorkDisk, K::VsockBackend],
                         FaultKind::Exited,
                     ),
                 }
             }
             Step::Configured { machine, .. } if machine.kind == VmmKind::Firecracker => {
                 self.call(step)?;
-                lacks(&[K::UpperDisk, K::WorkDisk], FaultKind::Other)
+                lacks(&[root(machine), K::WorkDisk], FaultKind::Other)
             }
             Step::Configured { .. } | Step::Booted { .. } => self.call(step),
             Step::Ready { .. } if self.is_reachable(vm) => Ok(()),
@@ -371,6 +453,7 @@ impl World {
         self.objects.retain(|(_, kind), _| !RUNTIME.contains(kind));
         self.sockets.clear();
         self.guests.clear();
+        self.leaving.clear();
         self.has_bridge = false;
     }
 }
@@ -378,7 +461,11 @@ impl World {
 /// What the step's object is like when it is as described.
 fn shape(step: &Step) -> Shape {
     match step {
-        Step::UpperDisk { size, .. } | Step::WorkDisk { size, .. } => Shape::Sized(*size),
+        Step::UpperDisk { size, .. }
+        | Step::RootDisk { size, .. }
+        | Step::CowFile { size, .. }
+        | Step::WorkDisk { size, .. }
+        | Step::DmSnapshot { size, .. } => Shape::Sized(*size),
         Step::Tap { subnet, .. } => Shape::PortOf(*subnet),
         Step::NetRules {
             address, outside, ..
@@ -386,11 +473,22 @@ fn shape(step: &Step) -> Shape {
         Step::Vmm { machine, .. } => Shape::RunBy(machine.kind),
         Step::VmDirectory { .. }
         | Step::RunDirectory { .. }
+        | Step::BaseLoop { .. }
+        | Step::CowLoop { .. }
         | Step::Cgroup { .. }
         | Step::VsockBackend { .. }
         | Step::Configured { .. }
         | Step::Booted { .. }
         | Step::Ready { .. } => Shape::Plain,
+    }
+}
+
+/// What a machine has its root on.
+fn root(machine: &Machine) -> StepKind {
+    match machine.root {
+        RootMode::Overlay => StepKind::UpperDisk,
+        RootMode::Reflink => StepKind::RootDisk,
+        RootMode::DmSnapshot => StepKind::DmSnapshot,
     }
 }
 

@@ -4,11 +4,13 @@ use crate::model::ids::VmId;
 use crate::model::image::{Image, Kernel};
 use crate::model::net::{Lease, NetMode, PortForward};
 use crate::model::units::Bytes;
-use crate::model::vm::{ImageRef, InitMode, KernelRef, Phase, VmSpec, VmmKind, VmmRequest};
+use crate::model::vm::{
+    ImageRef, InitMode, KernelRef, Phase, RootMode, VmSpec, VmmKind, VmmRequest,
+};
 use crate::plan::make;
 use crate::plan::record::{BootReport, GitIdentity, Removal, Stuck, VmRecord, VmmChoice};
 
-fn spec() -> VmSpec {
+fn spec(root_mode: RootMode) -> VmSpec {
     VmSpec {
         name: "dev".parse().unwrap(),
         image: ImageRef {
@@ -23,6 +25,7 @@ fn spec() -> VmSpec {
         memory: Bytes::gib(1),
         work_disk: Bytes::gib(8),
         root_disk: Bytes::gib(4),
+        root_mode,
         net: NetMode::Nat,
         publish: vec![PortForward {
             host: 8080,
@@ -37,6 +40,11 @@ fn spec() -> VmSpec {
 
 /// A VM with something in every field.
 pub(super) fn vm() -> VmRecord {
+    vm_of(RootMode::Overlay)
+}
+
+/// The same with another root.
+pub(super) fn vm_of(root: RootMode) -> VmRecord {
     let id = VmId::from_bits(0x0bad_cafe);
     let lease = Some(Lease {
         address: "172.30.0.2".parse().unwrap(),
@@ -54,8 +62,8 @@ pub(super) fn vm() -> VmRecord {
             email: "author@example.org".to_owned(),
         }),
         removal: Removal::WithClient,
-        disk_plan: make::disk_plan(id, &spec()),
-        run_plan: make::run_plan(id, &spec(), lease, VmmKind::QemuTcg),
+        disk_plan: make::disk_plan(id, &spec(root)),
+        run_plan: make::run_plan(id, &spec(root), lease, VmmKind::QemuTcg),
         vmm: Some(VmmChoice {
             kind: VmmKind::QemuTcg,
             reason: "/dev/kvm does not exist".to_owned(),
@@ -67,7 +75,7 @@ pub(super) fn vm() -> VmRecord {
         }),
         created_at: 1_700_000_000,
         started_at: Some(1_700_000_004),
-        spec: spec(),
+        spec: spec(root),
     }
 }
 

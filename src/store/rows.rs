@@ -51,6 +51,9 @@ pub struct VmRowV1 {
     memory: u64,
     work_disk: u64,
     root_disk: u64,
+    /// Rows of before it was recorded are of overlays.
+    #[serde(default = "super::steps::overlay")]
+    root_mode: String,
     net: String,
     net_reason: Option<String>,
     publish: Vec<String>,
@@ -250,6 +253,7 @@ impl VmRowV1 {
             memory: spec.memory.0,
             work_disk: spec.work_disk.0,
             root_disk: spec.root_disk.0,
+            root_mode: spec.root_mode.to_string(),
             net: spec.net.to_string(),
             net_reason: vm.net_reason.clone(),
             publish: spec.publish.iter().map(ToString::to_string).collect(),
@@ -315,6 +319,7 @@ impl VmRowV1 {
             memory: Bytes(self.memory),
             work_disk: Bytes(self.work_disk),
             root_disk: Bytes(self.root_disk),
+            root_mode: read_text(&self.root_mode)?,
             net: read_text(&self.net)?,
             publish: read_list(&self.publish)?,
             init: read_text(&self.init)?,

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::ids::VmId;
 use crate::model::units::Bytes;
+use crate::model::vm::RootMode;
 use crate::plan::step::{Machine, Outside, Step};
 
 use super::rows::{Unread, read_list, read_text};
@@ -21,12 +22,39 @@ pub enum StepRow {
         size: u64,
     },
     /// See `plan::step`.
+    RootDisk {
+        /// Content id of the base.
+        image: String,
+        /// Bytes.
+        size: u64,
+    },
+    /// See `plan::step`.
+    CowFile {
+        /// Bytes.
+        size: u64,
+    },
+    /// See `plan::step`.
     WorkDisk {
         /// Bytes.
         size: u64,
     },
     /// See `plan::step`.
     RunDirectory {},
+    /// See `plan::step`.
+    BaseLoop {
+        /// Content id of the base.
+        image: String,
+    },
+    /// See `plan::step`.
+    CowLoop {
+        /// Bytes.
+        size: u64,
+    },
+    /// See `plan::step`.
+    DmSnapshot {
+        /// Bytes.
+        size: u64,
+    },
     /// See `plan::step`.
     Tap {
         /// `172.30.0.0/16`
@@ -82,6 +110,9 @@ pub struct MachineRow {
     vcpu: u8,
     memory: u64,
     image: String,
+    /// Rows of before it was recorded are of overlays.
+    #[serde(default = "overlay")]
+    root: String,
     kernel: String,
     net: String,
     publish: Vec<String>,
@@ -93,8 +124,18 @@ impl StepRow {
         match step {
             Step::VmDirectory { .. } => StepRow::VmDirectory {},
             Step::UpperDisk { size, .. } => StepRow::UpperDisk { size: size.0 },
+            Step::RootDisk { image, size, .. } => StepRow::RootDisk {
+                image: image.to_string(),
+                size: size.0,
+            },
+            Step::CowFile { size, .. } => StepRow::CowFile { size: size.0 },
             Step::WorkDisk { size, .. } => StepRow::WorkDisk { size: size.0 },
             Step::RunDirectory { .. } => StepRow::RunDirectory {},
+            Step::BaseLoop { image, .. } => StepRow::BaseLoop {
+                image: image.to_string(),
+            },
+            Step::CowLoop { size, .. } => StepRow::CowLoop { size: size.0 },
+            Step::DmSnapshot { size, .. } => StepRow::DmSnapshot { size: size.0 },
             Step::Tap { subnet, .. } => StepRow::Tap {
                 subnet: subnet.to_string(),
             },
@@ -106,19 +147,18 @@ impl StepRow {
             } => StepRow::NetRules {
                 address: address.to_string(),
                 subnet: subnet.to_string(),
-                outside: match outside {
-                    Outside::Closed => OutsideRow::Closed,
-                    Outside::Nat => OutsideRow::Nat,
-                },
+                outside: OutsideRow::of(*outside),
             },
             Step::Cgroup { .. } => StepRow::Cgroup {},
             Step::VsockBackend { .. } => StepRow::VsockBackend {},
-            Step::Vmm { machine, .. } => StepRow::Vmm {
-                machine: MachineRow::of(machine),
-            },
-            Step::Configured { machine, .. } => StepRow::Configured {
-                machine: MachineRow::of(machine),
-            },
+            Step::Vmm { machine, .. } => {
+                let machine = MachineRow::of(machine);
+                StepRow::Vmm { machine }
+            }
+            Step::Configured { machine, .. } => {
+                let machine = MachineRow::of(machine);
+                StepRow::Configured { machine }
+            }
             Step::Booted { kind, .. } => StepRow::Booted {
                 kind: kind.to_string(),
             },
@@ -134,11 +174,32 @@ impl StepRow {
                 vm,
                 size: Bytes(*size),
             },
+            StepRow::RootDisk { image, size } => Step::RootDisk {
+                vm,
+                image: read_text(image)?,
+                size: Bytes(*size),
+            },
+            StepRow::CowFile { size } => Step::CowFile {
+                vm,
+                size: Bytes(*size),
+            },
             StepRow::WorkDisk { size } => Step::WorkDisk {
                 vm,
                 size: Bytes(*size),
             },
             StepRow::RunDirectory {} => Step::RunDirectory { vm },
+            StepRow::BaseLoop { image } => Step::BaseLoop {
+                vm,
+                image: read_text(image)?,
+            },
+            StepRow::CowLoop { size } => Step::CowLoop {
+                vm,
+                size: Bytes(*size),
+            },
+            StepRow::DmSnapshot { size } => Step::DmSnapshot {
+                vm,
+                size: Bytes(*size),
+            },
             StepRow::Tap { subnet } => Step::Tap {
                 vm,
                 subnet: read_text(subnet)?,
@@ -151,10 +212,7 @@ impl StepRow {
                 vm,
                 address: read_text(address)?,
                 subnet: read_text(subnet)?,
-                outside: match outside {
-                    OutsideRow::Closed => Outside::Closed,
-                    OutsideRow::Nat => Outside::Nat,
-                },
+                outside: outside.read(),
             },
             StepRow::Cgroup {} => Step::Cgroup { vm },
             StepRow::VsockBackend {} => Step::VsockBackend { vm },
@@ -175,6 +233,27 @@ impl StepRow {
     }
 }
 
+impl OutsideRow {
+    fn of(outside: Outside) -> OutsideRow {
+        match outside {
+            Outside::Closed => OutsideRow::Closed,
+            Outside::Nat => OutsideRow::Nat,
+        }
+    }
+
+    fn read(self) -> Outside {
+        match self {
+            OutsideRow::Closed => Outside::Closed,
+            OutsideRow::Nat => Outside::Nat,
+        }
+    }
+}
+
+/// The root mode of rows that name none.
+pub fn overlay() -> String {
+    RootMode::Overlay.to_string()
+}
+
 impl MachineRow {
     fn of(machine: &Machine) -> MachineRow {
         MachineRow {
@@ -182,6 +261,7 @@ impl MachineRow {
             vcpu: machine.vcpu,
             memory: machine.memory.0,
             image: machine.image.to_string(),
+            root: machine.root.to_string(),
             kernel: machine.kernel.to_string(),
             net: machine.net.to_string(),
             publish: machine.publish.iter().map(ToString::to_string).collect(),
@@ -194,6 +274,7 @@ impl MachineRow {
             vcpu: self.vcpu,
             memory: Bytes(self.memory),
             image: read_text(&self.image)?,
+            root: read_text(&self.root)?,
             kernel: read_text(&self.kernel)?,
             net: read_text(&self.net)?,
             publish: read_list(&self.publish)?,

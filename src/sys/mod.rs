@@ -4,11 +4,15 @@
 #[allow(unsafe_code)]
 pub mod descriptors;
 #[allow(unsafe_code)]
+pub mod dm;
+#[allow(unsafe_code)]
 pub mod entropy;
 #[allow(unsafe_code)]
 pub mod ext4;
 #[allow(unsafe_code)]
 pub mod kvm;
+#[allow(unsafe_code)]
+pub mod loop_device;
 pub mod netlink;
 #[allow(unsafe_code)]
 pub mod session;

@@ -6,16 +6,12 @@ use crate::host::layout::Layout;
 use crate::model::ids::VmId;
 use crate::model::net::{Mac, NetMode, PortForward};
 use crate::model::units::Bytes;
-use crate::model::vm::VmmKind;
+use crate::model::vm::{RootMode, VmmKind};
 use crate::plan::boot_args::{GuestDisks, HostClock, kernel_command_line};
 use crate::plan::step::Machine;
 
 /// The context identifier of every guest: each has a vsock back end of its own.
 pub const GUEST_CID: u32 = 3;
-
-/// The disks in the order that the guest numbers them (vda, vdb, ...): both VMMs keep
-/// the order they are given (QEMU 7.2 with ACPI and Firecracker 1.14.1, seen).
-pub const DISKS: [&str; 4] = ["base", "upper", "work", "modules"];
 
 /// A machine, ready to be given to a VMM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +30,8 @@ pub struct Parts {
     pub initrd: PathBuf,
     /// The kernel's command line.
     pub boot_args: String,
-    /// In guest order; see [`DISKS`].
+    /// In the order that the guest numbers them (vda, vdb, ...): both VMMs keep the order
+    /// they are given (QEMU 7.2 with ACPI and Firecracker 1.14.1, seen).
     pub disks: Vec<Disk>,
     /// The network device, if any.
     pub net: Net,
@@ -55,9 +52,9 @@ pub struct Parts {
 /// A disk of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
-    /// What it is for; one of [`DISKS`].
+    /// What it is for: `base`, `upper`, `root`, `work` or `modules`.
     pub name: &'static str,
-    /// The file.
+    /// The file or block device.
     pub path: PathBuf,
     /// Who may write.
     pub access: Access,
@@ -103,6 +100,7 @@ impl Parts {
         clock: Option<HostClock>,
     ) -> Parts {
         let kernel = layout.kernel(&machine.kernel);
+        let disks = disks(layout, vm, machine);
         Parts {
             vm,
             kind: machine.kind,
@@ -110,8 +108,8 @@ impl Parts {
             memory: machine.memory,
             kernel: kernel.join("vmlinux"),
             initrd,
-            boot_args: kernel_command_line(machine.kind, &guest_disks(), clock),
-            disks: disks(layout, vm, machine),
+            boot_args: kernel_command_line(machine.kind, &guest_disks(&disks), clock),
+            disks,
             net: net(vm, machine),
             control: layout.control_socket(vm),
             vsock: layout.vsock(vm),
@@ -124,27 +122,37 @@ impl Parts {
 }
 
 fn disks(layout: &Layout, vm: VmId, machine: &Machine) -> Vec<Disk> {
+    let disk = |name, path, access| Disk { name, path, access };
+    let mut disks = match machine.root {
+        RootMode::Overlay => vec![
+            disk(
+                "base",
+                layout.image_rootfs(&machine.image),
+                Access::ReadOnly,
+            ),
+            disk("upper", layout.upper_disk(vm), Access::ReadWrite),
+        ],
+        RootMode::Reflink => vec![disk("root", layout.root_disk(vm), Access::ReadWrite)],
+        RootMode::DmSnapshot => vec![disk("root", layout.root_device(vm), Access::ReadWrite)],
+    };
     let modules = layout.kernel(&machine.kernel).join("modules.ext4");
-    let files = [
-        (layout.image_rootfs(&machine.image), Access::ReadOnly),
-        (layout.upper_disk(vm), Access::ReadWrite),
-        (layout.work_disk(vm), Access::ReadWrite),
-        (modules, Access::ReadOnly),
-    ];
-    DISKS
-        .into_iter()
-        .zip(files)
-        .map(|(name, (path, access))| Disk { name, path, access })
-        .collect()
+    disks.push(disk("work", layout.work_disk(vm), Access::ReadWrite));
+    disks.push(disk("modules", modules, Access::ReadOnly));
+    disks
 }
 
-fn guest_disks() -> GuestDisks {
-    let [base, upper, work, modules] = ["vda", "vdb", "vdc", "vdd"].map(str::to_owned);
+/// The guest's names of these disks.
+fn guest_disks(disks: &[Disk]) -> GuestDisks {
+    let named = |name: &str| {
+        let at = disks.iter().position(|disk| disk.name == name)?;
+        Some(format!("vd{}", char::from(b'a' + at as u8)))
+    };
+    let own = || named("root").unwrap_or_else(|| "vda".to_owned());
     GuestDisks {
-        base,
-        upper,
-        work,
-        modules,
+        base: named("base").unwrap_or_else(own),
+        upper: named("upper"),
+        work: named("work").unwrap_or_default(),
+        modules: named("modules").unwrap_or_default(),
     }
 }
 
@@ -169,6 +177,10 @@ pub(super) mod tests {
 
     /// The parts of a small machine with the usual paths.
     pub fn parts(kind: VmmKind, net: NetMode) -> Parts {
+        parts_of(kind, net, RootMode::Overlay)
+    }
+
+    fn parts_of(kind: VmmKind, net: NetMode, root: RootMode) -> Parts {
         let layout = Layout {
             state: "/s".into(),
             cache: "/c".into(),
@@ -179,6 +191,7 @@ pub(super) mod tests {
             vcpu: 2,
             memory: Bytes::mib(512),
             image: "00000000000000aa".parse().unwrap(),
+            root,
             kernel: "00000000000000bb".parse().unwrap(),
             net,
             publish: vec!["8080:80".parse().unwrap()],
@@ -213,6 +226,25 @@ pub(super) mod tests {
                 ),
             ]
         );
+    }
+
+    #[test]
+    fn a_root_of_its_own_is_the_first_disk_and_writable() {
+        for (mode, path) in [
+            (RootMode::Reflink, "/s/vms/0000002a/root.ext4"),
+            (RootMode::DmSnapshot, "/r/vms/0000002a/root"),
+        ] {
+            let parts = parts_of(VmmKind::Firecracker, NetMode::None, mode);
+            let root = Disk {
+                name: "root",
+                path: path.into(),
+                access: Access::ReadWrite,
+            };
+            assert_eq!(parts.disks[0], root);
+            assert_eq!(parts.disks.len(), 3);
+            let words = "banger.base=vda banger.work=vdb banger.modules=vdc";
+            assert!(parts.boot_args.ends_with(words), "{}", parts.boot_args);
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! | console | its standard output | the same ([`crate::host::console`]) |
 //!
 //! A guest sees the same machine under both: virtio-mmio devices, its disks in the
-//! order of [`machine::DISKS`], a serial console, CID 3 on vsock, an entropy device.
+//! order of [`machine::Parts::disks`], a serial console, CID 3 on vsock, an entropy device.
 //!
 //! No policy here: who decides which VMM runs a guest is `plan`, with the facts that
 //! [`fitness`] found. [`steps`] is what the host calls.

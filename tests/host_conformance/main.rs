@@ -11,6 +11,7 @@ mod guest;
 mod lab;
 mod packets;
 mod real;
+mod roots;
 mod script;
 #[path = "../support/mod.rs"]
 mod support;

@@ -9,8 +9,9 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use banger::host::loopdev::{self, Role};
 use banger::host::process::{Marker, find, kill_all};
-use banger::host::{Host, disk};
+use banger::host::{Host, disk, dm, reflink};
 use banger::model::ids::VmId;
 use banger::model::net::NetMode;
 use banger::model::vm::VmmKind;
@@ -49,7 +50,17 @@ pub fn lack(lab: &Lab, need: Need) -> Option<&'static str> {
         Need::Firecracker if !has("firecracker") => Some("needs firecracker"),
         Need::Firecracker if kvm().is_err() => Some("needs /dev/kvm"),
         Need::Groups if lab.host.vmms().groups().is_none() => Some("needs a cgroup v2 hierarchy"),
-        Need::Qemu | Need::Firecracker | Need::Groups => None,
+        Need::SharedBlocks if reflink::fitness(&lab.host.layout().state).is_err() => {
+            Some("needs a file system whose files can share blocks")
+        }
+        Need::Loops if loopdev::fitness().is_err() => Some("needs loop devices"),
+        Need::Snapshots if dm::fitness().is_err() => Some("needs device-mapper's snapshots"),
+        Need::Qemu
+        | Need::Firecracker
+        | Need::Groups
+        | Need::SharedBlocks
+        | Need::Loops
+        | Need::Snapshots => None,
     }
 }
 
@@ -78,6 +89,8 @@ impl Real<'_> {
             Step::VmDirectory { vm } => layout.vm_directory(*vm),
             Step::RunDirectory { vm } => layout.run_directory(*vm),
             Step::UpperDisk { vm, .. } => layout.upper_disk(*vm),
+            Step::RootDisk { vm, .. } => layout.root_disk(*vm),
+            Step::CowFile { vm, .. } => layout.cow_file(*vm),
             Step::WorkDisk { vm, .. } => layout.work_disk(*vm),
             other => panic!("{} has no path", other.kind().word()),
         }
@@ -92,7 +105,10 @@ impl Real<'_> {
             Step::VmDirectory { .. } | Step::RunDirectory { .. } => {
                 fs::set_permissions(self.path(step), fs::Permissions::from_mode(0o755)).unwrap();
             }
-            Step::UpperDisk { .. } | Step::WorkDisk { .. } => {
+            Step::UpperDisk { .. }
+            | Step::RootDisk { .. }
+            | Step::CowFile { .. }
+            | Step::WorkDisk { .. } => {
                 let disk = File::options().write(true).open(self.path(step)).unwrap();
                 disk.set_len(1 << 20).unwrap();
             }
@@ -165,9 +181,17 @@ impl Real<'_> {
         if let Some(groups) = self.lab.host.vmms().groups() {
             remove(fs::remove_dir(groups.path(self.vm)));
         }
+        self.remove_devices().unwrap();
         remove(fs::remove_dir_all(&self.lab.host.layout().runtime));
         self.delete_links();
         run_program("nft", "flush ruleset");
+    }
+
+    fn remove_devices(&self) -> Result<(), Fault> {
+        let link = self.lab.host.layout().root_device(self.vm);
+        dm::absent(self.vm, &link)?;
+        loopdev::absent(self.vm, Role::Cow)?;
+        loopdev::absent(self.vm, Role::Base)
     }
 
     /// Those that there are: /sys shows another namespace's.
@@ -245,6 +269,7 @@ impl Drop for Real<'_> {
         if let Some(groups) = self.lab.host.vmms().groups() {
             let _ = fs::remove_dir(groups.path(self.vm));
         }
+        let _ = self.remove_devices();
         let _ = fs::remove_file(self.filler());
         for folder in [layout.vm_directory(self.vm), layout.run_directory(self.vm)] {
             let _ = fs::remove_dir_all(&folder);

@@ -3,12 +3,14 @@
 //! Every kind of step has its lines here; a new kind without any fails a test. What must
 //! come out is written nowhere: the two sides must agree.
 
+mod snapshots;
+
 use std::fmt;
 
 use banger::model::ids::VmId;
 use banger::model::net::NetMode;
 use banger::model::units::Bytes;
-use banger::model::vm::VmmKind;
+use banger::model::vm::{RootMode, VmmKind};
 use banger::plan::retry::Verb;
 use banger::plan::step::{Machine, Outside, Step};
 
@@ -40,6 +42,12 @@ pub enum Need {
     Firecracker,
     /// A cgroup v2 hierarchy.
     Groups,
+    /// Files that can share blocks.
+    SharedBlocks,
+    /// Loop devices.
+    Loops,
+    /// Device-mapper's snapshots.
+    Snapshots,
 }
 
 impl Script {
@@ -115,6 +123,38 @@ impl Cast {
     fn work(&self, mib: u64) -> Step {
         let size = Bytes::mib(mib);
         Step::WorkDisk { vm: self.vm, size }
+    }
+
+    fn root(&self, mib: u64) -> Step {
+        Step::RootDisk {
+            vm: self.vm,
+            image: self.machine.image.clone(),
+            size: Bytes::mib(mib),
+        }
+    }
+
+    fn store(&self, mib: u64) -> Step {
+        let size = Bytes::mib(mib);
+        Step::CowFile { vm: self.vm, size }
+    }
+
+    fn base_loop(&self) -> Step {
+        Step::BaseLoop {
+            vm: self.vm,
+            image: self.machine.image.clone(),
+        }
+    }
+
+    fn cow_loop(&self) -> Step {
+        Step::CowLoop {
+            vm: self.vm,
+            size: Bytes::mib(64),
+        }
+    }
+
+    fn snapshot(&self, mib: u64) -> Step {
+        let size = Bytes::mib(mib);
+        Step::DmSnapshot { vm: self.vm, size }
     }
 
     fn run(&self) -> Step {
@@ -194,6 +234,7 @@ pub fn machine(kind: VmmKind, net: NetMode) -> Machine {
         vcpu: 1,
         memory: Bytes::mib(128),
         image: "00000000000000aa".parse().unwrap(),
+        root: RootMode::Overlay,
         kernel: "00000000000000bb".parse().unwrap(),
         net,
         publish: Vec::new(),
@@ -243,6 +284,7 @@ fn occupied(step: &Step) -> Vec<Line> {
 /// Every script; `vm` is used by nobody else on this machine.
 pub fn scripts(vm: VmId) -> Vec<Script> {
     let mut scripts = folders_and_disks(vm);
+    scripts.extend(snapshots::scripts(vm));
     scripts.extend(network(vm));
     scripts.extend(processes(vm));
     scripts.extend(process_needs(vm));
@@ -287,6 +329,34 @@ pub fn folders_and_disks(vm: VmId) -> Vec<Script> {
                 vec![absent(upper.clone()), ensure(upper.clone()), hold(&upper)],
                 vec![absent(cast.run()), ensure(cast.run()), absent(cast.run())],
                 vec![absent(folder.clone()), absent(upper.clone())],
+            ]
+            .concat(),
+        ),
+        Script::of(
+            "a root that shares the image's blocks",
+            [
+                vec![ensure(cast.root(64)), ensure(cast.folder())],
+                twice(&cast.root(64)),
+                vec![ensure(cast.root(64)), ensure(cast.root(128))],
+                vec![happens(Turn::Spoil(cast.root(64))), ensure(cast.root(64))],
+                vec![absent(cast.root(64)), ensure(cast.root(64))],
+                vec![absent(cast.folder())],
+            ]
+            .concat(),
+        )
+        .needs(&[Need::SharedBlocks]),
+        Script::of(
+            "a snapshot's store, which grows and is never cut",
+            [
+                vec![ensure(cast.store(64)), ensure(cast.folder())],
+                twice(&cast.store(64)),
+                all(
+                    vec![cast.store(64), cast.store(128), cast.store(64)],
+                    ensure,
+                ),
+                vec![happens(Turn::Spoil(cast.store(64))), ensure(cast.store(64))],
+                vec![absent(cast.store(64))],
+                vec![ensure(cast.store(64)), absent(cast.folder())],
             ]
             .concat(),
         ),

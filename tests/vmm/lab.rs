@@ -44,6 +44,7 @@ impl Lab {
             vcpu: 1,
             memory: Bytes::mib(128),
             image: "00000000000000aa".parse().unwrap(),
+            root: banger::model::vm::RootMode::Overlay,
             kernel: "00000000000000bb".parse().unwrap(),
             net: NetMode::None,
             publish: Vec::new(),

@@ -2,13 +2,13 @@
 
 use proptest::prelude::*;
 
-use crate::model::vm::{ImageRef, InitMode, KernelRef, VmmRequest};
+use crate::model::vm::{ImageRef, InitMode, KernelRef, RootMode, VmmRequest};
 use crate::plan::operation::{Effect, Operation};
 use crate::plan::step::StepKind;
 
 use super::*;
 
-fn spec(net: NetMode) -> VmSpec {
+fn spec(net: NetMode, root_mode: RootMode) -> VmSpec {
     VmSpec {
         name: "dev".parse().unwrap(),
         image: ImageRef {
@@ -23,6 +23,7 @@ fn spec(net: NetMode) -> VmSpec {
         memory: Bytes::mib(512),
         work_disk: Bytes::gib(1),
         root_disk: Bytes::gib(2),
+        root_mode,
         net,
         publish: Vec::new(),
         init: InitMode::Auto,
@@ -55,19 +56,23 @@ proptest! {
     fn users_stand_after_what_they_use(
         bits: u32,
         net in prop::sample::select(&NETS[..]),
+        root in prop::sample::select(RootMode::ALL),
         vmm in prop::sample::select(VmmKind::ALL),
     ) {
         let vm = VmId::from_bits(bits);
-        let plan = run_plan(vm, &spec(net), Some(lease()), vmm);
+        let plan = run_plan(vm, &spec(net, root), Some(lease()), vmm);
         prop_assert!(plan.iter().all(|step| step.vm() == vm));
         let kinds = kinds(&plan);
         let vmm_at = kinds.iter().position(|kind| *kind == StepKind::Vmm).unwrap();
-        let before = [StepKind::RunDirectory, StepKind::Tap, StepKind::NetRules, StepKind::Cgroup, StepKind::VsockBackend];
+        let before = [StepKind::RunDirectory, StepKind::BaseLoop, StepKind::CowLoop, StepKind::DmSnapshot, StepKind::Tap, StepKind::NetRules, StepKind::Cgroup, StepKind::VsockBackend];
         for (at, kind) in kinds.iter().enumerate() {
             prop_assert_eq!(before.contains(kind), at < vmm_at, "{:?}", kinds);
             prop_assert_eq!(kinds.iter().filter(|other| *other == kind).count(), 1);
         }
         prop_assert_eq!(kinds.last(), Some(&StepKind::Ready));
+        let devices: Vec<_> = kinds.iter().filter(|kind| before[1..4].contains(kind)).collect();
+        let snapshot = root == RootMode::DmSnapshot;
+        prop_assert_eq!(devices, before[1..4].iter().filter(|_| snapshot).collect::<Vec<_>>());
         prop_assert_eq!(kinds.contains(&StepKind::Tap), net.has_tap());
         prop_assert_eq!(kinds.contains(&StepKind::VsockBackend), vmm != VmmKind::Firecracker);
     }
@@ -75,11 +80,12 @@ proptest! {
     #[test]
     fn undo_is_the_exact_reverse_of_both_plans(
         net in prop::sample::select(&NETS[..]),
+        root in prop::sample::select(RootMode::ALL),
         vmm in prop::sample::select(VmmKind::ALL),
     ) {
         let vm = VmId::from_bits(1);
-        let disks = disk_plan(vm, &spec(net));
-        let run = run_plan(vm, &spec(net), Some(lease()), vmm);
+        let disks = disk_plan(vm, &spec(net, root));
+        let run = run_plan(vm, &spec(net, root), Some(lease()), vmm);
         let mut operation = Operation::delete(&disks, &run);
         let mut undone = Vec::new();
         while let Some(effect) = operation.next() {
@@ -95,15 +101,37 @@ proptest! {
     #[test]
     fn plan_of_an_unreadable_vm_covers_every_plan(
         net in prop::sample::select(&NETS[..]),
+        root in prop::sample::select(RootMode::ALL),
         vmm in prop::sample::select(VmmKind::ALL),
     ) {
         let vm = VmId::from_bits(1);
-        let (all_disks, all_run) = everything(vm, &spec(NetMode::None), lease().subnet);
-        for step in disk_plan(vm, &spec(net)) {
+        let (all_disks, all_run) =
+            everything(vm, &spec(NetMode::None, RootMode::Overlay), lease().subnet);
+        for step in disk_plan(vm, &spec(net, root)) {
             prop_assert!(kinds(&all_disks).contains(&step.kind()));
         }
-        for step in run_plan(vm, &spec(net), Some(lease()), vmm) {
+        for step in run_plan(vm, &spec(net, root), Some(lease()), vmm) {
             prop_assert!(kinds(&all_run).contains(&step.kind()));
         }
+    }
+
+    #[test]
+    fn reset_renews_exactly_what_holds_the_root(root in prop::sample::select(RootMode::ALL)) {
+        let vm = VmId::from_bits(1);
+        let disks = disk_plan(vm, &spec(NetMode::None, root));
+        let mut operation = Operation::reset(&disks);
+        let mut touched = Vec::new();
+        while let Some(effect) = operation.next() {
+            if let Effect::Absent(step) | Effect::Ensure(step) = effect {
+                touched.push(step.kind());
+            }
+            operation.report(Ok(()));
+        }
+        let expected = match root {
+            RootMode::Overlay => StepKind::UpperDisk,
+            RootMode::Reflink => StepKind::RootDisk,
+            RootMode::DmSnapshot => StepKind::CowFile,
+        };
+        prop_assert_eq!(touched, vec![expected; 2]);
     }
 }

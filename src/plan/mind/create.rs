@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use crate::failure::{Failure, FailureKind};
 use crate::model::ids::{VmId, VmName};
 use crate::model::net::{NetMode, NetRequest};
+use crate::model::units::Bytes;
 use crate::model::vm::{ImageRef, KernelRef, Phase, VmSpec, VmmRequest};
 use crate::plan::check::check_sizes;
 use crate::plan::facts::MIN_FREE;
@@ -61,6 +62,7 @@ impl Mind {
             )
         })?;
         let name = self.free_name(request.name.as_ref())?;
+        self.facts.fit_root(request.root_mode)?;
         let (net, _) = self.network(request)?;
         if net != NetMode::User && !request.publish.is_empty() {
             return Err(Failure::usage(format!(
@@ -68,16 +70,7 @@ impl Mind {
             ))
             .hint("Add `--net user`; a VM with a tap is reached at its own address."));
         }
-        if self.moment.state_free < MIN_FREE {
-            let free = self.moment.state_free;
-            return Err(
-                Failure::failed(format!("create vm {name}: the disk is full"))
-                    .because(format!(
-                        "{free} are free for the state directory, {MIN_FREE} are needed"
-                    ))
-                    .hint("Free space, for example with `banger vm prune`."),
-            );
-        }
+        self.check_space(&name)?;
         let image = self.resolve_image(&request.image)?;
         let kernel = self.resolve_kernel(&request.kernel)?;
         let mut needs = BTreeSet::new();
@@ -88,6 +81,19 @@ impl Mind {
             needs.insert(PullKey::Kernel(kernel));
         }
         Ok((name, needs))
+    }
+
+    fn check_space(&self, name: &VmName) -> Result<(), Failure> {
+        let free = self.moment.state_free;
+        if free >= MIN_FREE {
+            return Ok(());
+        }
+        let why = format!("{free} are free for the state directory, {MIN_FREE} are needed");
+        Err(
+            Failure::failed(format!("create vm {name}: the disk is full"))
+                .because(why)
+                .hint("Free space, for example with `banger vm prune`."),
+        )
     }
 
     fn network(&self, request: &CreateRequest) -> Result<(NetMode, Option<String>), Failure> {
@@ -163,6 +169,10 @@ impl Mind {
         let image = self.resolve_image(&request.image)?;
         let kernel = self.resolve_kernel(&request.kernel)?;
         let content = |found: Option<_>, key| found.ok_or_else(|| Mind::absent_here(&key));
+        let base = self.images.get(&image).map_or(Bytes(0), |image| image.size);
+        let root_mode = self
+            .facts
+            .choose_root(request.root_mode, request.root_disk, base)?;
         let spec = VmSpec {
             name,
             image: ImageRef {
@@ -185,6 +195,7 @@ impl Mind {
             memory: request.memory,
             work_disk: request.work_disk,
             root_disk: request.root_disk,
+            root_mode,
             net,
             publish: request.publish.clone(),
             init: request.init,

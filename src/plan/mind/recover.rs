@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 
 use crate::model::ids::VmId;
 use crate::model::units::Bytes;
-use crate::model::vm::{ImageRef, InitMode, KernelRef, Phase, VmSpec, VmmRequest};
+use crate::model::vm::{ImageRef, InitMode, KernelRef, Phase, RootMode, VmSpec, VmmRequest};
 use crate::plan::event::{Action, RunToken};
 use crate::plan::make;
 use crate::plan::planted::{Bug, planted};
@@ -27,12 +27,12 @@ use crate::plan::step::{Step, StepKind};
 use super::work::Then;
 use super::{Life, Mind, Vm};
 
-/// What a running VM has that others can take away and that can be put back under it:
-/// a flushed firewall, rules of an older text.
+/// What a running VM has that can be put back under it: a flushed firewall, rules of an
+/// older text, a snapshot's store that has become too short.
 fn mendable(record: &VmRecord) -> Vec<Step> {
     let steps = record.run_plan.iter();
     steps
-        .filter(|step| step.kind() == StepKind::NetRules)
+        .filter(|step| matches!(step.kind(), StepKind::NetRules | StepKind::CowLoop))
         .cloned()
         .collect()
 }
@@ -93,6 +93,7 @@ impl Mind {
             memory: Bytes(0),
             work_disk: Bytes(0),
             root_disk: Bytes(0),
+            root_mode: RootMode::Overlay,
             net: crate::model::net::NetMode::None,
             publish: Vec::new(),
             init: InitMode::Auto,

@@ -11,7 +11,7 @@ use crate::model::ids::VmId;
 use crate::model::image::{Image, Kernel};
 use crate::model::net::NetRequest;
 use crate::model::units::Bytes;
-use crate::model::vm::{InitMode, Phase, VmmRequest};
+use crate::model::vm::{InitMode, Phase, RootModeRequest, VmmRequest};
 use crate::plan::event::{Action, Event, JobResult, JobWork, StepToken};
 use crate::plan::facts::{Fitness, HostFacts, Moment};
 use crate::plan::record::{Loaded, Removal, RowChange, VmRecord};
@@ -46,6 +46,8 @@ fn facts() -> HostFacts {
         firecracker: Fitness::Unfit("no firecracker in PATH".to_owned()),
         qemu: Fitness::Fit,
         taps: Fitness::Fit,
+        reflink: Fitness::Unfit("its file system cannot".to_owned()),
+        device_mapper: Fitness::Unfit("not permitted".to_owned()),
         subnet: "172.30.0.0/24".parse().unwrap(),
         memory: Bytes::gib(64),
         catalog_images: vec!["debian-minimal".parse().unwrap()],
@@ -93,6 +95,7 @@ fn create(name: &str, removal: Removal) -> Request {
         memory: Bytes::mib(512),
         work_disk: Bytes::gib(1),
         root_disk: Bytes::gib(1),
+        root_mode: RootModeRequest::Auto,
         net: NetRequest::Auto,
         publish: Vec::new(),
         init: InitMode::Auto,

@@ -1,6 +1,7 @@
 //! Every row comes back as it went in, and the rows checked in are still read.
 
-use crate::store::fixture::{image, kernel, vm};
+use crate::model::vm::RootMode;
+use crate::store::fixture::{image, kernel, vm, vm_of};
 
 use super::*;
 
@@ -53,6 +54,22 @@ fn samples_of_version_1_are_read_and_still_written_so() {
     assert_eq!(loaded.vms, [vm()]);
     assert_eq!(loaded.images, [image()]);
     assert_eq!(loaded.kernels, [kernel()]);
+}
+
+#[test]
+fn every_root_mode_is_read_as_it_was_written_and_rows_without_one_are_overlays() {
+    for mode in RootMode::ALL {
+        let row = row_of(RowChange::PutVm(Box::new(vm_of(*mode))));
+        let loaded = read(vec![row], Vec::new(), Vec::new()).unwrap();
+        assert_eq!(loaded.vms, [vm_of(*mode)]);
+    }
+    let snapshot = vm_of(RootMode::DmSnapshot);
+    let sample = include_str!("../samples/vm.v1-dm-snapshot.json");
+    same_json(&row_of(RowChange::PutVm(Box::new(snapshot))).1, sample);
+    let before = include_str!("../samples/vm.v1-before-root-modes.json");
+    let row = ("0badcafe".to_owned(), before.as_bytes().to_vec());
+    let loaded = read(vec![row], Vec::new(), Vec::new()).unwrap();
+    assert_eq!(loaded.vms, [vm()]);
 }
 
 #[test]

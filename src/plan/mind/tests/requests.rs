@@ -384,3 +384,15 @@ fn vm_of_a_larger_machine_is_not_started_and_stays_as_it_is() {
     assert!(desk.steps.is_empty() && desk.rows.is_empty());
     assert_eq!(desk.vms()[0].phase, Phase::Stopped);
 }
+
+#[test]
+fn a_root_mode_that_this_host_lacks_is_refused_before_anything_is_pulled_or_made() {
+    let mut desk = Desk::new(Loaded::default());
+    let Request::Create(mut request) = create("dev", Removal::Keep) else {
+        unreachable!("that is what it makes");
+    };
+    request.root_mode = RootModeRequest::DmSnapshot;
+    desk.ask(1, Request::Create(request));
+    assert!(desk.failure().to_string().contains("not permitted"));
+    assert!(desk.steps.is_empty() && desk.jobs.is_empty() && desk.rows.is_empty());
+}
