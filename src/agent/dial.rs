@@ -14,7 +14,7 @@ use crate::proto::guest::{BootRecord, GuestCall, GuestConfig};
 use crate::sys::vsock;
 
 /// How often a dial may time out, after 2 s each.
-const DIAL_TRIES: u32 = 5;
+const DIAL_TRIES: u32 = 15;
 /// How long the host may take to answer: it is busy with others at most.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
