@@ -15,9 +15,9 @@ test *arguments:
 lint:
     scripts/test.sh --only lint
 
-# The simulation alone
-sim:
-    scripts/test.sh --only unit -- sim::
+# The simulation alone, optimised: --seed N, --runs N, --depth N
+sim *arguments:
+    scripts/sim.sh {{arguments}}
 
 # End to end with real guests
 e2e *filter:

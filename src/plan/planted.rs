@@ -18,6 +18,10 @@ pub(crate) enum Bug {
     HelpersNotKilled,
     /// Nobody hears that a vsock back end ends.
     BackendUnwatched,
+    /// A row that says `stuck` is dropped at the next start.
+    StuckRowDropped,
+    /// What nothing names is swept while a pull is about to name it.
+    SweepBesidePull,
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@ use crate::model::net::NetRequest;
 use crate::plan::facts::Fitness;
 use crate::plan::planted::{Bug, plant};
 use crate::plan::record::Removal;
-use crate::plan::request::{Force, Request};
+use crate::plan::request::{Force, Refresh, Request};
+use crate::plan::step::StepKind;
 
 use super::client::{create, delete, stop};
 use super::explore::Search;
@@ -41,9 +42,14 @@ fn finds_with_qemu(bug: Bug, scripts: Vec<Vec<Request>>, said: &str) {
 fn busy_snapshot_that_counts_as_gone_is_found() {
     let mut run = Run::stocked(vec![vec![dev(), delete("dev", Force::Kill)]]);
     run.facts.device_mapper = Fitness::Fit;
-    Search::of(run.clone(), 1, Faults::ALL).assert_holds();
+    // Not by a VMM that is busy.
+    let faults = Faults {
+        lingering: false,
+        ..Faults::ALL
+    };
+    Search::of(run.clone(), 1, faults).assert_holds();
     run.bug = ShellBug::BusyIgnored;
-    let (broken, _) = Search::of(run, 1, Faults::ALL).broken.expect("it is found");
+    let (broken, _) = Search::of(run, 1, faults).broken.expect("it is found");
     assert!(broken.contains("orphan"), "{broken}");
 }
 
@@ -118,4 +124,72 @@ fn helpers_not_killed_before_recovery_are_found() {
 fn back_end_that_nobody_watches_is_found() {
     let said = "is running without its vsock-backend";
     finds_with_qemu(Bug::BackendUnwatched, created(), said);
+}
+
+/// What the search says of the stocked host's story with a wrong turn of shell or store.
+#[track_caller]
+fn shell_finds(shell: ShellBug, said: &str) {
+    finds(None, shell, created(), said);
+}
+
+#[test]
+fn save_that_fails_unnoticed_is_found() {
+    shell_finds(ShellBug::FailedSaveIgnored, "");
+}
+
+#[test]
+fn torn_save_that_counts_as_nothing_is_found() {
+    shell_finds(ShellBug::TornSaveIsNothing, "orphan");
+}
+
+#[test]
+fn order_that_counts_as_its_effect_is_found() {
+    let scripts = vec![vec![dev(), delete("dev", Force::Kill)]];
+    finds(None, ShellBug::OrderTakenForEffect, scripts, "");
+}
+
+#[test]
+fn late_step_that_is_given_up_is_found() {
+    shell_finds(ShellBug::LateStepGivenUp, "orphan");
+}
+
+#[test]
+fn stuck_row_that_a_restart_drops_is_found() {
+    let mut run = Run::stocked(vec![vec![dev(), delete("dev", Force::Kill)]]);
+    run.stubborn = Some(StepKind::WorkDisk);
+    Search::of(run.clone(), 1, Faults::ALL).assert_holds();
+    plant(Some(Bug::StuckRowDropped));
+    let search = Search::of(run, 1, Faults::ALL);
+    plant(None);
+    let (broken, _) = search.broken.expect("the bug is found");
+    assert!(broken.contains("orphan"), "{broken}");
+}
+
+#[test]
+fn sweep_beside_a_pull_is_found() {
+    let pull = |name: &str| Request::ImagePull {
+        name: name.to_owned(),
+        refresh: Refresh::Again,
+    };
+    let delete = Request::ImageDelete {
+        name: "small".to_owned(),
+    };
+    let scripts = vec![vec![pull("large")], vec![delete]];
+    finds(
+        Some(Bug::SweepBesidePull),
+        ShellBug::None,
+        scripts,
+        "a name means it",
+    );
+}
+
+#[test]
+fn builders_not_killed_before_recovery_are_found() {
+    let run = Run::new(vec![vec![dev()]]);
+    Search::of(run.clone(), 1, Faults::ALL).assert_holds();
+    plant(Some(Bug::HelpersNotKilled));
+    let search = Search::of(run, 1, Faults::ALL);
+    plant(None);
+    let (broken, _) = search.broken.expect("the bug is found");
+    assert!(broken.contains("half-built"), "{broken}");
 }

@@ -101,6 +101,17 @@ pub(super) fn with_root(request: Request, root_mode: RootModeRequest) -> Request
     }
 }
 
+/// The same creation from another image.
+pub(super) fn of_image(image: &str, request: Request) -> Request {
+    match request {
+        Request::Create(create) => Request::Create(Box::new(CreateRequest {
+            image: image.to_owned(),
+            ..*create
+        })),
+        other => other,
+    }
+}
+
 pub(super) fn start(name: &str) -> Request {
     let target = name.to_owned();
     Request::Start { target }

@@ -1,13 +1,13 @@
 //! What may happen next. The first move is what happens when nothing goes wrong; each
-//! of the others costs one interruption, but for a helper's late effect, which is the
-//! consequence of a crash that was paid for.
+//! of the others costs one interruption, but for a late effect, which is the consequence
+//! of one that was paid for.
 
 use crate::model::ids::VmId;
 use crate::plan::event::Action;
 use crate::plan::retry::Verb;
-use crate::plan::step::{FaultKind, StepKind};
+use crate::plan::step::{FaultKind, Step, StepKind};
 
-use super::run::Run;
+use super::run::{Flight, Run};
 
 /// One thing that happens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,10 +16,22 @@ pub(super) enum Move {
     Perform,
     /// The same, and the guest does not do as it is told.
     PowerOffFails(PowerOffFault),
+    /// The same, and the agent never calls.
+    AgentStaysSilent,
+    /// The save that is next fails, and with it the daemon ends (exit 74).
+    SaveFails(SaveFault),
     /// The next news reach the mind.
     Hear,
     /// This step under way ends so.
     Complete(usize, Fate),
+    /// This step under way hangs, until its deadline.
+    Hang(usize, Landing),
+    /// A process that was killed is gone at last.
+    LetsGo(VmId, StepKind),
+    /// The state directory's file system fills up.
+    FillsUp,
+    /// There is room again.
+    HasRoom,
     /// This job ends so.
     EndJob(usize, JobFate),
     /// This client asks what it wants next.
@@ -40,11 +52,37 @@ pub(super) enum Move {
     Leave(usize),
 }
 
+impl Move {
+    /// Its name, without what it happens to.
+    pub(super) fn word(&self) -> String {
+        let text = format!("{self:?}");
+        text.split('(').next().unwrap_or_default().to_owned()
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
     Works,
     FailsBefore(FaultKind),
     FailsAfter(FaultKind),
+    /// What was to go is on its way, and still there.
+    Lingers,
+}
+
+/// Whether a step that hangs has its effect when it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Landing {
+    Never,
+    Late,
+}
+
+/// What becomes of a save that fails: a transaction is all there or not at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SaveFault {
+    /// The old rows are on disk.
+    Lost,
+    /// The new rows are, though the disk said otherwise.
+    Torn,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +122,10 @@ pub(super) struct Faults {
     pub(super) orders: bool,
     pub(super) deaf_guests: bool,
     pub(super) jobs: bool,
+    pub(super) saves: bool,
+    pub(super) hangs: bool,
+    pub(super) lingering: bool,
+    pub(super) full_disks: bool,
 }
 
 impl Faults {
@@ -97,6 +139,10 @@ impl Faults {
         orders: true,
         deaf_guests: true,
         jobs: true,
+        saves: true,
+        hangs: true,
+        lingering: true,
+        full_disks: true,
     };
     pub(super) const NONE: Faults = Faults {
         steps: false,
@@ -108,6 +154,10 @@ impl Faults {
         orders: false,
         deaf_guests: false,
         jobs: false,
+        saves: false,
+        hangs: false,
+        lingering: false,
+        full_disks: false,
     };
 }
 
@@ -115,7 +165,7 @@ impl Run {
     /// Every move, the undisturbed one first; empty at rest.
     pub(super) fn moves(&self, faults: Faults) -> Vec<Move> {
         if self.mind.is_none() {
-            return self.moves_without_daemon();
+            return self.moves_without_daemon(faults);
         }
         if let Some(action) = self.actions.front() {
             return self.moves_of_shell(action, faults);
@@ -134,8 +184,14 @@ impl Run {
         moves
     }
 
-    fn moves_without_daemon(&self) -> Vec<Move> {
-        let mut moves = vec![Move::Restart];
+    fn moves_without_daemon(&self, faults: Faults) -> Vec<Move> {
+        // A daemon on a full disk ends again at its first save: sooner or later somebody
+        // makes room.
+        let mut moves = match self.world.is_full {
+            true if faults.full_disks => vec![Move::HasRoom, Move::Restart],
+            true => vec![Move::HasRoom],
+            false => vec![Move::Restart],
+        };
         if !self.helpers.is_empty() {
             moves.push(Move::HelperActs);
         }
@@ -143,7 +199,14 @@ impl Run {
     }
 
     fn moves_of_shell(&self, action: &Action, faults: Faults) -> Vec<Move> {
-        let mut moves = vec![Move::Perform];
+        let mut moves = match (action, self.world.is_full) {
+            (Action::Save(_), true) => vec![Move::SaveFails(SaveFault::Lost)],
+            _ => vec![Move::Perform],
+        };
+        if matches!(action, Action::Save(_)) && faults.saves {
+            moves.push(Move::SaveFails(SaveFault::Torn));
+            moves.push(Move::SaveFails(SaveFault::Lost));
+        }
         let seen_outside = matches!(action, Action::Save(_) | Action::Reply { .. });
         if seen_outside && faults.crashes {
             moves.push(Move::Crash(Death::BeforeEffects));
@@ -151,6 +214,9 @@ impl Run {
         if matches!(action, Action::PowerOff { .. }) && faults.deaf_guests {
             moves.push(Move::PowerOffFails(PowerOffFault::Unreachable));
             moves.push(Move::PowerOffFails(PowerOffFault::Ignored));
+        }
+        if is_wait_for_agent(action) && faults.deaf_guests {
+            moves.push(Move::AgentStaysSilent);
         }
         moves
     }
@@ -161,35 +227,58 @@ impl Run {
         if !self.news.is_empty() {
             moves.push(Move::Hear);
         }
-        let flights = 0..self.flights.len();
-        moves.extend(flights.map(|index| Move::Complete(index, Fate::Works)));
-        let jobs = 0..self.jobs.len();
-        moves.extend(jobs.map(|index| Move::EndJob(index, JobFate::Works)));
+        let flights = self.flights.iter().enumerate();
+        let prompt = flights.filter(|(_, flight)| flight.hangs.is_none());
+        moves.extend(prompt.map(|(index, _)| Move::Complete(index, Fate::Works)));
+        let jobs = self.jobs.iter().enumerate();
+        moves.extend(jobs.map(|(index, job)| match job.cancelled {
+            true => Move::EndJob(index, JobFate::Fails),
+            false => Move::EndJob(index, JobFate::Works),
+        }));
+        let lingering = self.lingering.iter();
+        moves.extend(lingering.map(|(vm, kind)| Move::LetsGo(*vm, *kind)));
         if self.is_serving {
             let clients = self.clients.all.iter().enumerate();
             let ready =
                 clients.filter(|(_, client)| client.open.is_none() && !client.script.is_empty());
             moves.extend(ready.map(|(index, _)| Move::Ask(index)));
         }
-        if let Some(timer) = self.next_timer() {
-            moves.push(Move::Fire(timer));
+        moves.extend(self.next_in_time());
+        if self.world.is_full {
+            moves.push(Move::HasRoom);
         }
         moves
     }
 
+    /// What is due first: a timer, or the deadline of a step that hangs.
+    fn next_in_time(&self) -> Option<Move> {
+        let timers = self.timers.iter().enumerate();
+        let timer = timers
+            .min_by_key(|(_, timer)| **timer)
+            .map(|(index, (due, _))| (*due, Move::Fire(index)));
+        let flights = self.flights.iter().enumerate();
+        let hanging = flights
+            .filter_map(|(index, flight)| Some((flight.hangs?, index)))
+            .min_by_key(|((due, _), _)| *due)
+            .map(|((due, landing), index)| (due, Move::Complete(index, landing.fate())));
+        let both = timer.into_iter().chain(hanging);
+        both.min_by_key(|(due, _)| *due).map(|(_, next)| next)
+    }
+
     fn disturb(&self, moves: &mut Vec<Move>, faults: Faults) {
-        if faults.steps {
-            for (index, flight) in self.flights.iter().enumerate() {
-                let kind = likely_fault(flight.verb, flight.step.kind());
-                moves.push(Move::Complete(index, Fate::FailsBefore(kind)));
-                if flight.step.leaves_object() {
-                    moves.push(Move::Complete(index, Fate::FailsAfter(kind)));
-                }
-            }
+        let flights = self.flights.iter().enumerate();
+        for (index, flight) in flights.filter(|(_, flight)| flight.hangs.is_none()) {
+            self.disturb_step(index, flight, moves, faults);
         }
         if faults.jobs {
-            let jobs = 0..self.jobs.len();
-            moves.extend(jobs.map(|index| Move::EndJob(index, JobFate::Fails)));
+            let jobs = self.jobs.iter().enumerate();
+            moves.extend(jobs.map(|(index, job)| match job.cancelled {
+                true => Move::EndJob(index, JobFate::Works),
+                false => Move::EndJob(index, JobFate::Fails),
+            }));
+        }
+        if faults.full_disks && !self.world.is_full {
+            moves.push(Move::FillsUp);
         }
         if faults.crashes {
             moves.push(Move::Crash(Death::BeforeEffects));
@@ -216,6 +305,51 @@ impl Run {
             moves.extend((0..self.clients.all.len()).map(Move::Leave));
         }
     }
+}
+
+impl Run {
+    fn disturb_step(&self, index: usize, flight: &Flight, moves: &mut Vec<Move>, faults: Faults) {
+        let kind = flight.step.kind();
+        let leaves = flight.step.leaves_object();
+        if faults.steps {
+            let fault = likely_fault(flight.verb, kind);
+            moves.push(Move::Complete(index, Fate::FailsBefore(fault)));
+            if leaves {
+                moves.push(Move::Complete(index, Fate::FailsAfter(fault)));
+            }
+        }
+        if faults.hangs {
+            moves.push(Move::Hang(index, Landing::Never));
+            if leaves {
+                moves.push(Move::Hang(index, Landing::Late));
+            }
+        }
+        let killed = [StepKind::Vmm, StepKind::VsockBackend].contains(&kind);
+        let is_there = self.world.has(flight.step.vm(), kind);
+        if faults.lingering && flight.verb == Verb::Absent && killed && is_there {
+            moves.push(Move::Complete(index, Fate::Lingers));
+        }
+    }
+}
+
+impl Landing {
+    fn fate(self) -> Fate {
+        match self {
+            Landing::Never => Fate::FailsBefore(FaultKind::Timeout),
+            Landing::Late => Fate::FailsAfter(FaultKind::Timeout),
+        }
+    }
+}
+
+fn is_wait_for_agent(action: &Action) -> bool {
+    matches!(
+        action,
+        Action::RunStep {
+            verb: Verb::Ensure,
+            step: Step::Ready { .. },
+            ..
+        }
+    )
 }
 
 fn likely_fault(verb: Verb, kind: StepKind) -> FaultKind {

@@ -10,7 +10,7 @@ use crate::plan::request::{ClientId, OpId, Progress, Reply};
 use crate::plan::retry::Verb;
 use crate::plan::step::{Fault, FaultKind, StepKind};
 
-use super::moves::{Death, PowerOffFault};
+use super::moves::{Death, Landing, PowerOffFault, SaveFault};
 use super::run::{Flight, Run, ShellBug};
 use super::world::Turn;
 
@@ -19,7 +19,10 @@ impl Run {
         let action = self.actions.pop_front().expect("there is an action");
         match action {
             Action::Save(changes) => self.save(changes),
-            Action::KillHelpers => self.helpers.clear(),
+            Action::KillHelpers => {
+                self.helpers.clear();
+                self.litter.clear();
+            }
             Action::FindVmms(asked) => {
                 let (mut alive, mut linked) = (BTreeSet::new(), BTreeSet::new());
                 for (vm, mend) in asked {
@@ -42,7 +45,7 @@ impl Run {
                 token,
                 verb,
                 step,
-                ..
+                deadline_ms,
             } => {
                 if step.vm() != vm {
                     self.lie(format!("a step of {vm} touches {}", step.vm()));
@@ -53,12 +56,16 @@ impl Run {
                     verb,
                     step,
                     cancelled: false,
+                    deadline_ms,
+                    hangs: None,
                 });
             }
             Action::CancelStep { token, .. } => {
                 let flights = self.flights.iter_mut();
                 for flight in flights.filter(|flight| flight.token == token) {
                     flight.cancelled = true;
+                    // The wait for a guest ends at once, any other step when it does.
+                    flight.hangs = flight.hangs.filter(|_| flight.step.leaves_object());
                 }
             }
             Action::Watch { vm, run } => {
@@ -73,7 +80,13 @@ impl Run {
             Action::ArmTimer { timer, after_ms } => {
                 self.timers.push((self.now_ms + after_ms, timer));
             }
-            Action::StartJob { job, work } => self.jobs.push((job, work)),
+            Action::StartJob { job, work } => self.start_job(job, work),
+            Action::CancelJob { job } => {
+                let jobs = self.jobs.iter_mut();
+                for known in jobs.filter(|known| known.id == job) {
+                    known.cancelled = true;
+                }
+            }
             Action::Reply { client, op, reply } => self.reply(client, op, &reply),
             Action::Progress {
                 client, progress, ..
@@ -89,7 +102,7 @@ impl Run {
             }
             // The process ends: what its threads were at has its effect or has not.
             Action::Exit => self.crash(Death::AfterEffects),
-            Action::CancelJob { .. } | Action::ForgetGuest { .. } | Action::Log { .. } => {}
+            Action::ForgetGuest { .. } | Action::Log { .. } => {}
         }
     }
 
@@ -102,6 +115,37 @@ impl Run {
             };
             self.news.push_back(Event::GuestReady { vm, boot });
         }
+    }
+
+    /// The agent's call is awaited until the deadline.
+    pub(super) fn wait_in_vain(&mut self) {
+        let heard = self.news.len();
+        self.perform_next(None);
+        self.news.truncate(heard);
+        let last = self.flights.last_mut().expect("the wait has begun");
+        last.hangs = Some((self.now_ms + last.deadline_ms, Landing::Never));
+    }
+
+    /// The save that is next fails. The daemon ends; what its threads were at has its
+    /// effect.
+    pub(super) fn fail_save(&mut self, fault: SaveFault) {
+        let action = self.actions.pop_front();
+        let Some(Action::Save(changes)) = action else {
+            unreachable!("only a save is offered this");
+        };
+        match (fault, self.bug) {
+            (_, ShellBug::FailedSaveIgnored) => return,
+            (SaveFault::Lost, _) => {}
+            (SaveFault::Torn, ShellBug::TornSaveIsNothing) => {
+                let gone = changes.iter().filter_map(|change| match change {
+                    RowChange::PutVm(vm) => Some(RowChange::DropVm(vm.id)),
+                    _ => None,
+                });
+                self.write(&gone.collect::<Vec<_>>());
+            }
+            (SaveFault::Torn, _) => self.write(&changes),
+        }
+        self.crash(Death::AfterEffects);
     }
 
     fn save(&mut self, changes: Vec<RowChange>) {

@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
-use crate::failure::{Failure, FailureKind};
-use crate::model::ids::{ContentId, ImageName, KernelName, VmId};
+use crate::model::ids::{ImageName, KernelName, VmId};
 use crate::model::image::{Image, Kernel};
 use crate::model::units::Bytes;
 use crate::model::vm::Phase;
-use crate::plan::event::{Action, Event, JobId, JobResult, JobWork, RunToken, StepToken, TimerId};
+use crate::plan::event::{Action, Event, JobId, JobWork, RunToken, StepToken, TimerId};
 use crate::plan::facts::{Fitness, HostFacts, Moment};
 use crate::plan::mind::Mind;
 use crate::plan::record::{RowChange, VmRecord};
@@ -17,7 +16,9 @@ use crate::plan::step::{Fault, FaultKind, Step, StepKind};
 use crate::store::rows;
 
 use super::client::Clients;
-use super::moves::{Death, Fate, JobFate, Move};
+use super::history::History;
+use super::jobs;
+use super::moves::{Death, Fate, Landing, Move};
 use super::world::{Turn, World};
 
 /// What is on disk.
@@ -35,6 +36,27 @@ pub(super) struct Flight {
     pub(super) verb: Verb,
     pub(super) step: Step,
     pub(super) cancelled: bool,
+    /// What the mind allows it, milliseconds.
+    pub(super) deadline_ms: u64,
+    /// Until when it hangs, and what then.
+    pub(super) hangs: Option<(u64, Landing)>,
+}
+
+/// A job under way.
+#[derive(Debug, Clone)]
+pub(super) struct Job {
+    pub(super) id: JobId,
+    pub(super) work: JobWork,
+    pub(super) cancelled: bool,
+}
+
+/// A program of a dead daemon that is still at it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Helper {
+    /// Of this step.
+    Step(Verb, Step),
+    /// A builder of this image.
+    Builder(PullKey),
 }
 
 /// A wrong turn of the shell or the host, planted on purpose.
@@ -47,6 +69,14 @@ pub(super) enum ShellBug {
     ReplyBeforeSave,
     /// A busy object counts as gone.
     BusyIgnored,
+    /// That a system call took the order counts as its effect.
+    OrderTakenForEffect,
+    /// A step that is late is reported as failed, and goes on.
+    LateStepGivenUp,
+    /// A save that failed is logged, and the daemon goes on.
+    FailedSaveIgnored,
+    /// Rows of a save that was cut off are taken to be nothing.
+    TornSaveIsNothing,
 }
 
 /// See the head of this file.
@@ -65,8 +95,12 @@ pub(super) struct Run {
     pub(super) late_saves: Vec<RowChange>,
     pub(super) flights: Vec<Flight>,
     /// Helper programs of a dead daemon that are still at it.
-    pub(super) helpers: Vec<(Verb, Step)>,
-    pub(super) jobs: Vec<(JobId, JobWork)>,
+    pub(super) helpers: Vec<Helper>,
+    /// Processes that were killed and are not gone yet.
+    pub(super) lingering: BTreeSet<(VmId, StepKind)>,
+    /// Half-built images.
+    pub(super) litter: BTreeSet<PullKey>,
+    pub(super) jobs: Vec<Job>,
     pub(super) timers: Vec<(u64, TimerId)>,
     pub(super) watches: BTreeMap<VmId, RunToken>,
     pub(super) backend_watches: BTreeMap<VmId, RunToken>,
@@ -75,7 +109,7 @@ pub(super) struct Run {
     pub(super) asked: BTreeSet<OpId>,
     pub(super) now_ms: u64,
     pub(super) last_op: u64,
-    pub(super) history: Vec<Move>,
+    pub(super) history: History,
     /// A kind of object that does not go away for the time being.
     pub(super) stubborn: Option<StepKind>,
     /// Every phase that was ever durable.
@@ -84,7 +118,7 @@ pub(super) struct Run {
     pub(super) lie: Option<String>,
 }
 
-/// A host that can run QEMU guests with taps; `small` and `cloud` can be pulled.
+/// A host that can run QEMU guests with taps; `cloud` and three images can be pulled.
 pub(super) fn facts() -> HostFacts {
     HostFacts {
         kvm: Fitness::Fit,
@@ -95,39 +129,11 @@ pub(super) fn facts() -> HostFacts {
         device_mapper: Fitness::Unfit("no device-mapper".to_owned()),
         subnet: "10.0.0.0/28".parse().unwrap(),
         memory: Bytes::gib(64),
-        catalog_images: vec!["small".parse().unwrap()],
+        catalog_images: ["small", "twin", "large"]
+            .map(|name| name.parse().unwrap())
+            .into(),
         catalog_kernels: vec!["cloud".parse().unwrap()],
         ready_deadline_ms: None,
-    }
-}
-
-pub(super) fn image_content() -> ContentId {
-    "00000000000000aa".parse().unwrap()
-}
-
-pub(super) fn kernel_content() -> ContentId {
-    "00000000000000bb".parse().unwrap()
-}
-
-fn image(name: ImageName) -> Image {
-    Image {
-        name,
-        content: image_content(),
-        size: Bytes::gib(1),
-        allocated: Bytes::mib(1),
-        source: "simulated".to_owned(),
-        created_at: 0,
-    }
-}
-
-fn kernel(name: KernelName) -> Kernel {
-    Kernel {
-        name,
-        content: kernel_content(),
-        release: "6.1".to_owned(),
-        source: "simulated".to_owned(),
-        allocated: Bytes::mib(1),
-        created_at: 0,
     }
 }
 
@@ -145,6 +151,8 @@ impl Run {
             late_saves: Vec::new(),
             flights: Vec::new(),
             helpers: Vec::new(),
+            lingering: BTreeSet::new(),
+            litter: BTreeSet::new(),
             jobs: Vec::new(),
             timers: Vec::new(),
             watches: BTreeMap::new(),
@@ -154,7 +162,7 @@ impl Run {
             asked: BTreeSet::new(),
             now_ms: 0,
             last_op: 0,
-            history: Vec::new(),
+            history: History::default(),
             stubborn: None,
             phases: HashSet::new(),
             lie: None,
@@ -166,10 +174,20 @@ impl Run {
         let mut run = Run::new(scripts);
         let (small, cloud): (ImageName, KernelName) =
             ("small".parse().unwrap(), "cloud".parse().unwrap());
-        run.disk.images.insert(small.clone(), image(small));
-        run.disk.kernels.insert(cloud.clone(), kernel(cloud));
-        run.world.contents = [image_content(), kernel_content()].into();
+        run.disk
+            .images
+            .insert(small.clone(), jobs::image(small, JobId(0)));
+        run.disk.kernels.insert(cloud.clone(), jobs::kernel(cloud));
+        let contents = run.disk.images.values().map(|image| &image.content);
+        let contents = contents.chain(run.disk.kernels.values().map(|kernel| &kernel.content));
+        run.world.contents = contents.cloned().collect();
         run
+    }
+
+    /// Whether nothing is under way that anybody knows of.
+    pub(super) fn is_still(&self) -> bool {
+        let empty = self.actions.is_empty() && self.news.is_empty() && self.flights.is_empty();
+        empty && self.jobs.is_empty() && self.mind.as_ref().is_some_and(Mind::is_idle)
     }
 
     /// Lets one thing happen.
@@ -178,12 +196,25 @@ impl Run {
         match chosen {
             Move::Perform => self.perform_next(None),
             Move::PowerOffFails(fault) => self.perform_next(Some(*fault)),
+            Move::AgentStaysSilent => self.wait_in_vain(),
+            Move::SaveFails(fault) => self.fail_save(*fault),
             Move::Hear => {
                 if let Some(event) = self.news.pop_front() {
                     self.hear(event);
                 }
             }
             Move::Complete(index, fate) => self.complete(*index, *fate),
+            Move::Hang(index, landing) => {
+                let flight = &mut self.flights[*index];
+                flight.hangs = Some((self.now_ms + flight.deadline_ms, *landing));
+            }
+            Move::LetsGo(vm, kind) => {
+                self.lingering.remove(&(*vm, *kind));
+                self.world.end(*vm, *kind);
+                self.notice_exits();
+            }
+            Move::FillsUp => self.world.turn(&Turn::FillUp),
+            Move::HasRoom => self.world.turn(&Turn::MakeRoom),
             Move::EndJob(index, fate) => self.end_job(*index, *fate),
             Move::Ask(index) => self.ask(*index),
             Move::Fire(index) => {
@@ -193,12 +224,7 @@ impl Run {
             }
             Move::Restart => self.restart(),
             Move::Crash(death) => self.crash(*death),
-            Move::HelperActs => {
-                // What it does may fail, and nobody hears of it.
-                if let Some((verb, step)) = self.helpers.pop() {
-                    let _unheard = self.world.act(verb, &step);
-                }
-            }
+            Move::HelperActs => self.helper_acts(),
             Move::VmmDies(vm) => {
                 self.world.turn(&Turn::VmmDies(*vm));
                 self.notice_exits();
@@ -212,15 +238,6 @@ impl Run {
                 self.news.push_back(Event::ClientGone { client });
             }
         }
-    }
-
-    pub(super) fn next_timer(&self) -> Option<usize> {
-        let due = self
-            .timers
-            .iter()
-            .enumerate()
-            .min_by_key(|(_, timer)| **timer);
-        due.map(|(index, _)| index)
     }
 
     pub(super) fn hear(&mut self, event: Event) {
@@ -241,10 +258,24 @@ impl Run {
     fn complete(&mut self, index: usize, fate: Fate) {
         let flight = self.flights.remove(index);
         let vm = flight.step.vm();
+        if let Some((due, _)) = flight.hangs {
+            self.now_ms = self.now_ms.max(due);
+        }
         let fails = |kind| Err(Fault::new(kind, format!("{:?} fails", flight.step.kind())));
         let mut result = match fate {
             _ if flight.cancelled && !flight.step.leaves_object() => fails(FaultKind::Cancelled),
-            _ if self.clings(&flight) => fails(FaultKind::Busy),
+            _ if self.clings(&flight) => self.is_still_there(),
+            Fate::Lingers => {
+                self.lingering.insert((vm, flight.step.kind()));
+                self.is_still_there()
+            }
+            Fate::FailsAfter(kind)
+                if flight.hangs.is_some() && self.bug == ShellBug::LateStepGivenUp =>
+            {
+                let late = Helper::Step(flight.verb, flight.step.clone());
+                self.helpers.push(late);
+                fails(kind)
+            }
             Fate::Works => self.world.act(flight.verb, &flight.step),
             Fate::FailsBefore(kind) => fails(kind),
             Fate::FailsAfter(kind) => {
@@ -264,38 +295,31 @@ impl Run {
     }
 
     fn clings(&self, flight: &Flight) -> bool {
-        flight.verb == Verb::Absent && self.stubborn == Some(flight.step.kind())
+        let (vm, kind) = (flight.step.vm(), flight.step.kind());
+        let mut lingering = self.lingering.iter();
+        // A group stays as long as anybody is in it.
+        let lingers =
+            lingering.any(|(of, k)| *of == vm && (*k == kind || kind == StepKind::Cgroup));
+        flight.verb == Verb::Absent && (self.stubborn == Some(kind) || lingers)
     }
 
-    fn end_job(&mut self, index: usize, fate: JobFate) {
-        let (job, work) = self.jobs.remove(index);
-        let result = match (fate, &work) {
-            (JobFate::Fails, _) => Err(Failure::new(FailureKind::Failed, "the job fails")),
-            (JobFate::Works, work) => Ok(self.do_job(work)),
-        };
-        self.news.push_back(Event::JobDone { job, result });
+    /// What `absent` says of an object that took the order to go and has not gone.
+    fn is_still_there(&self) -> Result<(), Fault> {
+        match self.bug {
+            ShellBug::OrderTakenForEffect => Ok(()),
+            _ => Err(Fault::new(FaultKind::Busy, "it is still there")),
+        }
     }
 
-    fn do_job(&mut self, work: &JobWork) -> JobResult {
-        match work {
-            JobWork::Check { content, .. } => {
-                let is_there = self.world.contents.contains(content);
-                JobResult::Checked((!is_there).then(|| "it is gone".to_owned()))
+    /// What a program of a dead daemon does may fail, and nobody hears of it.
+    fn helper_acts(&mut self) {
+        match self.helpers.pop() {
+            Some(Helper::Step(verb, step)) => {
+                let _unheard = self.world.act(verb, &step);
+                self.notice_exits();
             }
-            JobWork::Pull(PullKey::Image(name)) => {
-                self.world.contents.insert(image_content());
-                JobResult::Image(image(name.clone()))
-            }
-            JobWork::Pull(PullKey::Kernel(name)) => {
-                self.world.contents.insert(kernel_content());
-                JobResult::Kernel(kernel(name.clone()))
-            }
-            JobWork::Sweep { images, kernels } => {
-                let named =
-                    |content: &ContentId| images.contains(content) || kernels.contains(content);
-                self.world.contents.retain(named);
-                JobResult::Removed
-            }
+            Some(Helper::Builder(key)) => drop(self.litter.insert(key)),
+            None => {}
         }
     }
 
@@ -338,18 +362,23 @@ impl Run {
                 Death::AfterEffects | Death::Reboot => {
                     let _unheard = self.world.act(flight.verb, &flight.step);
                 }
-                Death::HelpersLive => self.helpers.push((flight.verb, flight.step)),
+                Death::HelpersLive => self.helpers.push(Helper::Step(flight.verb, flight.step)),
+            }
+        }
+        for job in std::mem::take(&mut self.jobs) {
+            if let (Death::HelpersLive, JobWork::Pull(key)) = (death, job.work) {
+                self.helpers.push(Helper::Builder(key));
             }
         }
         if death == Death::Reboot {
             self.world.turn(&Turn::Reboot);
             self.helpers.clear();
+            self.lingering.clear();
         }
         self.mind = None;
         self.is_serving = false;
         self.actions.clear();
         self.late_saves.clear();
-        self.jobs.clear();
         self.timers.clear();
         self.watches.clear();
         self.backend_watches.clear();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::model::ids::ContentId;
 use crate::model::vm::Phase;
 use crate::plan::record::{Removal, VmRecord};
 use crate::plan::request::Reply;
@@ -44,6 +45,9 @@ impl Run {
                 phase => return Err(format!("vm {} rests in phase {phase}", vm.id)),
             }
             self.has_its_client(vm)?;
+        }
+        if let Some(key) = self.litter.first() {
+            return Err(format!("a half-built {key} is left over"));
         }
         let waiting = self.clients.all.iter().find(|client| client.open.is_some());
         match waiting {
@@ -93,8 +97,14 @@ impl Run {
     fn every_content_is_there(&self) -> Result<(), String> {
         let specs = self.disk.vms.values().map(|vm| &vm.spec);
         let mut needed = specs.flat_map(|spec| [&spec.image.content, &spec.kernel.content]);
-        match needed.find(|content| !self.world.contents.contains(*content)) {
-            Some(content) => Err(format!("content {content} is gone and a VM needs it")),
+        let is_gone = |content: &&ContentId| !self.world.contents.contains(*content);
+        if let Some(content) = needed.find(is_gone) {
+            return Err(format!("content {content} is gone and a VM needs it"));
+        }
+        let images = self.disk.images.values().map(|image| &image.content);
+        let kernels = self.disk.kernels.values().map(|kernel| &kernel.content);
+        match images.chain(kernels).find(is_gone) {
+            Some(content) => Err(format!("content {content} is gone and a name means it")),
             None => Ok(()),
         }
     }

@@ -266,7 +266,7 @@ impl World {
     }
 
     /// A process ends.
-    fn end(&mut self, vm: VmId, kind: StepKind) {
+    pub(super) fn end(&mut self, vm: VmId, kind: StepKind) {
         self.objects.remove(&(vm, kind));
         if kind == StepKind::Vmm {
             self.guests.remove(&vm);

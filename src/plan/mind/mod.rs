@@ -207,6 +207,17 @@ impl Mind {
         timer
     }
 
+    /// Whether nothing is under way: what it knows is what the store holds.
+    #[cfg(test)]
+    pub(crate) fn is_idle(&self) -> bool {
+        let at_rest = |vm: &Vm| vm.work.is_none() && vm.queued.is_none() && vm.is_durable;
+        self.life == Life::Serving
+            && self.vms.values().all(at_rest)
+            && self.creates.is_empty()
+            && self.pulls.count() == 0
+            && !self.pulls.is_any_under_way()
+    }
+
     fn number(&mut self) -> u64 {
         self.last_number += 1;
         self.last_number

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::failure::{Failure, FailureKind};
 use crate::model::ids::{ContentId, ImageName, KernelName};
 use crate::plan::event::{Action, JobId, JobResult, JobWork};
+use crate::plan::planted::{Bug, planted};
 use crate::plan::record::{RowChange, Stuck};
 use crate::plan::request::{ClientId, Progress, PullKey, PullProgress, Refresh, Reply};
 
@@ -99,7 +100,8 @@ impl Mind {
         if self.life != Life::Serving || matches!(self.pulls.sweep, Sweep::UnderWay(_)) {
             return;
         }
-        let none_pulled = self.pulls.pulls.values().all(|pull| pull.job.is_none());
+        let none_pulled = self.pulls.pulls.values().all(|pull| pull.job.is_none())
+            || planted(Bug::SweepBesidePull);
         if self.pulls.sweep == Sweep::Wanted && none_pulled {
             return self.start_sweep();
         }

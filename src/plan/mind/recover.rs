@@ -21,7 +21,7 @@ use crate::model::vm::{ImageRef, InitMode, KernelRef, Phase, RootMode, VmSpec, V
 use crate::plan::event::{Action, RunToken};
 use crate::plan::make;
 use crate::plan::planted::{Bug, planted};
-use crate::plan::record::{Loaded, Removal, Stuck, Unreadable, VmRecord};
+use crate::plan::record::{Loaded, Removal, RowChange, Stuck, Unreadable, VmRecord};
 use crate::plan::step::{Step, StepKind};
 
 use super::work::Then;
@@ -165,6 +165,9 @@ impl Mind {
         let reason = record.reason.clone();
         match (record.phase, record.stuck) {
             (Phase::Starting, _) if planted(Bug::RecoveryForgetsRow) => {}
+            (Phase::Stuck, _) if planted(Bug::StuckRowDropped) => {
+                self.out.push(Action::Save(vec![RowChange::DropVm(id)]));
+            }
             (Phase::Creating | Phase::Deleting, _) => self.begin_delete(id, Vec::new()),
             (Phase::Stuck, Some(Stuck::Unreadable) | None) => {}
             (Phase::Stuck, Some(Stuck::Deleting)) => self.begin_delete(id, Vec::new()),
