@@ -15,6 +15,7 @@ use super::logs::VmLogs;
 use super::prune::VmPrune;
 use super::run::{VmCreate, VmRun};
 use super::show::VmShow;
+use super::store_commands::{StoreCheck, StoreExport};
 use super::version::Version;
 use super::workspace_export::WorkspaceExport;
 
@@ -51,6 +52,8 @@ pub enum Command {
     Doctor(Doctor),
     /// `daemon`
     Daemon(DaemonGroup),
+    /// `store`
+    Store(StoreGroup),
     /// `version`
     Version(Version),
 }
@@ -141,6 +144,14 @@ group! {
     ["banger daemon status", "banger daemon stop    # sandboxes stay up"],
     Status(DaemonStatus),
     Stop(DaemonStop),
+}
+
+group! {
+    /// Look at the store of sandboxes, images and kernels; for times when something is wrong.
+    StoreGroup, StoreCommand, "store",
+    ["banger store check", "banger store export > rows.json"],
+    Check(StoreCheck),
+    Export(StoreExport),
 }
 
 /// The whole tree, for the normaliser and the help.

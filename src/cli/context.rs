@@ -104,6 +104,11 @@ impl Context {
 
     /// Asks the daemon if one runs; never starts one.
     pub fn ask_running(&self, request: Request) -> Result<Reply, Failure> {
+        Ok(self.ask_running_keeping(request)?.reply)
+    }
+
+    /// The same with what came along.
+    pub fn ask_running_keeping(&self, request: Request) -> Result<Answer, Failure> {
         let socket = self.layout()?.daemon_socket();
         let stream = client::connect(&socket)?.ok_or_else(|| {
             let what = format!(
@@ -113,7 +118,7 @@ impl Context {
             Failure::new(FailureKind::Unreachable, what)
                 .hint("Any command that needs it starts it, such as `banger vm list`.")
         })?;
-        Ok(client::ask(stream, request, |_| {})?.reply)
+        client::ask(stream, request, |_| {})
     }
 
     /// Asks several things at once, each on a connection of its own; answers in order.

@@ -44,6 +44,7 @@ pub mod session;
 pub mod show;
 pub mod signals;
 pub mod start;
+pub mod store_commands;
 pub mod table;
 pub mod terminal;
 pub mod values;
@@ -57,8 +58,8 @@ use std::process::ExitCode;
 use argh::FromArgs;
 
 use args::{
-    Banger, Command, ConfigCommand, DaemonCommand, ImageCommand, KernelCommand, VmCommand,
-    WorkspaceCommand,
+    Banger, Command, ConfigCommand, DaemonCommand, ImageCommand, KernelCommand, StoreCommand,
+    VmCommand, WorkspaceCommand,
 };
 use argv::Typed;
 use context::{Context, Look};
@@ -156,6 +157,10 @@ fn dispatch(command: Command, guest: Option<Vec<String>>, context: &Context) -> 
         Command::Daemon(daemon) => match daemon.command {
             DaemonCommand::Status(command) => command.run(context),
             DaemonCommand::Stop(command) => command.run(context),
+        },
+        Command::Store(store) => match store.command {
+            StoreCommand::Check(command) => command.run(context),
+            StoreCommand::Export(command) => command.run(context),
         },
         Command::Version(command) => command.run(),
     };

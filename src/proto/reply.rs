@@ -122,6 +122,11 @@ pub enum Reply {
     Kernel(KernelView),
     /// What this machine offers.
     Facts(HostFacts),
+    /// The descriptor that came with this line holds a copy of the store.
+    StoreCopy {
+        /// The path of the store, for people.
+        path: String,
+    },
 }
 
 /// About the daemon.

@@ -156,6 +156,8 @@ pub enum Request {
     },
     /// What this machine offers and which VMM would be used, for `doctor`.
     HostFacts {},
+    /// A copy of the store's file as it is now, as a descriptor with the last line.
+    StoreCopy {},
 }
 
 impl Request {
@@ -185,6 +187,7 @@ impl Request {
             Request::KernelPull { .. } => "kernel_pull",
             Request::KernelDelete { .. } => "kernel_delete",
             Request::HostFacts {} => "host_facts",
+            Request::StoreCopy {} => "store_copy",
         }
     }
 }

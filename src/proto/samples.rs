@@ -125,6 +125,7 @@ fn requests() -> Vec<Request> {
         },
         Request::KernelDelete { name: kernel() },
         Request::HostFacts {},
+        Request::StoreCopy {},
     ]
 }
 
@@ -180,6 +181,12 @@ fn vm_view() -> VmView {
         boot_phases: vec![("init".to_owned(), 1550)],
         warnings: vec!["no /lib/modules in the image".to_owned()],
         delete_on_disconnect: false,
+    }
+}
+
+fn store_copy() -> Reply {
+    Reply::StoreCopy {
+        path: "/var/lib/banger/store.redb".to_owned(),
     }
 }
 
@@ -248,6 +255,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
                 live: true,
             },
         ),
+        ("store_copy", store_copy()),
         (
             "images",
             Reply::Images {

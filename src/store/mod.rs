@@ -5,8 +5,12 @@
 //! own, so that an upgrade of the database crate cannot misread them.
 //!
 //! Reading order: [`open`] (the file and its tables), [`rows`] (what a row looks like,
-//! frozen), [`steps`] (the steps inside a row), [`migrate`] (versions of the whole).
+//! frozen), [`steps`] (the steps inside a row), [`migrate`] (versions of the whole); for
+//! people: [`copy`] (the store, looked at), [`audit`] (what is wrong in it), [`export`].
 
+pub mod audit;
+pub mod copy;
+pub mod export;
 #[cfg(test)]
 mod fixture;
 pub mod migrate;

@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use redb::backends::FileBackend;
 use redb::{
@@ -16,7 +16,8 @@ use rustix::io::Errno;
 use crate::failure::{Failure, FailureKind};
 use crate::plan::record::{Loaded, RowChange};
 
-use super::migrate::{check_version, migrate};
+use super::copy;
+use super::migrate::migrate;
 use super::rows::{self, Rows};
 
 /// Bytes of cache: redb's default of 1 GiB is for databases, not for a few hundred rows.
@@ -40,16 +41,10 @@ impl Store {
         if !path.exists() {
             make(path, &opening)?;
         }
-        // Made here first: redb would make it with mode 0644.
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .map_err(|error| storage(&opening, error))?;
-        refuse_newer(path)?;
+        // Looked at in a copy first: to open the file for writing changes it already, redb
+        // takes an empty one for new, and a damaged page is a panic of its. What the look
+        // cannot see, because another daemon has the file, the opening proper says.
+        copy::read(path)?;
         let created = builder().create(path);
         let database = created.map_err(|error| refused(&opening, path, &error))?;
         Store::with_database(database)
@@ -117,27 +112,25 @@ impl Store {
         let table = transaction
             .open_table(table)
             .map_err(|error| storage(ATTEMPT, error))?;
-        let mut found = Vec::new();
-        for entry in table.iter().map_err(|error| storage(ATTEMPT, error))? {
-            let (key, value) = entry.map_err(|error| storage(ATTEMPT, error))?;
-            found.push((key.value().to_owned(), value.value().to_vec()));
-        }
-        Ok(found)
+        rows_of(&table)
     }
 }
 
-/// Looks at the version without writing: to open the file for writing changes it already.
-/// A store that cannot be read so (a new one, one that a crash has left, one in use) is
-/// left to the opening proper, which says what is wrong with it and looks again.
-fn refuse_newer(path: &Path) -> Result<(), Failure> {
-    let looked = builder().open_read_only(path);
-    match looked.ok().and_then(|database| database.begin_read().ok()) {
-        Some(transaction) => check_version(&transaction),
-        None => Ok(()),
+/// All rows of a table, as they lie there.
+pub(super) fn rows_of(
+    table: &impl ReadableTable<&'static str, &'static [u8]>,
+) -> Result<Rows, Failure> {
+    const ATTEMPT: &str = "read the store";
+    let mut found = Vec::new();
+    for entry in table.iter().map_err(|error| storage(ATTEMPT, error))? {
+        let (key, value) = entry.map_err(|error| storage(ATTEMPT, error))?;
+        found.push((key.value().to_owned(), value.value().to_vec()));
     }
+    Ok(found)
 }
 
-fn builder() -> redb::Builder {
+/// How every store is opened.
+pub(super) fn builder() -> redb::Builder {
     let mut builder = redb::Builder::new();
     builder.set_cache_size(CACHE);
     builder
@@ -148,10 +141,13 @@ fn builder() -> redb::Builder {
 fn make(path: &Path, opening: &str) -> Result<(), Failure> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let unnamed = match rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR) {
-        Ok(descriptor) => File::from(descriptor),
-        // A file system without unnamed files: made under its name when it is opened.
-        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => return Ok(()),
+    let aside = path.with_extension("redb.new");
+    let (unnamed, named) = match rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(descriptor) => (File::from(descriptor), None),
+        // A file system without unnamed files.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+            (make_file(&aside, opening)?, Some(&aside))
+        }
         Err(error) => return Err(storage(opening, error)),
     };
     let file = unnamed
@@ -161,15 +157,31 @@ fn make(path: &Path, opening: &str) -> Result<(), Failure> {
     let database = created.map_err(|error| refused(opening, path, &error))?;
     // Written and closed: whoever opens it by its name takes the lock anew.
     drop(Store::with_database(database)?);
-    let ours = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let descriptor = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let ours = named.unwrap_or(&descriptor);
     match linkat(CWD, ours, CWD, path, AtFlags::SYMLINK_FOLLOW) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => return Err(storage(opening, error)),
+    }
+    if let Some(named) = named {
+        std::fs::remove_file(named).map_err(|error| storage(opening, error))?;
     }
     // Rows would be durable in a file whose name is not.
     File::open(folder)
         .and_then(|folder| folder.sync_all())
         .map_err(|error| storage(opening, error))
+}
+
+/// A file of that name, which replaces what a crash has left of it.
+fn make_file(aside: &Path, opening: &str) -> Result<File, Failure> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(aside);
+    file.map_err(|error| storage(opening, error))
 }
 
 /// Makes a failure of any error of the storage.
@@ -179,7 +191,8 @@ pub(super) fn storage(attempt: &str, error: impl std::fmt::Display) -> Failure {
         .hint("See with `df` whether the disk of the state directory is full, and with `banger doctor` what else is wrong.")
 }
 
-fn refused(opening: &str, path: &Path, error: &DatabaseError) -> Failure {
+/// What redb says to an opening, in our words.
+pub(super) fn refused(opening: &str, path: &Path, error: &DatabaseError) -> Failure {
     match error {
         DatabaseError::DatabaseAlreadyOpen => Failure::new(
             FailureKind::Busy,
@@ -198,12 +211,17 @@ fn refused(opening: &str, path: &Path, error: &DatabaseError) -> Failure {
 
 /// Nothing is thrown away by itself: the disks of the VMs lie beside the store.
 fn damaged(opening: &str, path: &Path, error: &DatabaseError) -> Failure {
-    let path = path.display();
     Failure::new(FailureKind::Storage, format!("{opening}: it is damaged"))
         .because(error)
-        .hint(format!(
-            "Put a copy of it back, or begin anew with `mv {path} {path}.damaged`: the VMs are then forgotten, the files of their disks stay."
-        ))
+        .hint(way_out(path))
+}
+
+/// What can be done about a store that is damaged.
+pub(super) fn way_out(path: &Path) -> String {
+    let path = path.display();
+    format!(
+        "Put a copy of it back, or begin anew with `mv {path} {path}.damaged`: the VMs are then forgotten, the files of their disks stay."
+    )
 }
 
 #[cfg(test)]

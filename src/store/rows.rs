@@ -182,20 +182,60 @@ pub fn read(vms: Rows, images: Rows, kernels: Rows) -> Result<Loaded, Failure> {
         }
     }
     for (name, value) in images {
-        let row: Result<ImageRowV1, Unread> = parse(&value);
-        let image = row.and_then(|row| row.read(&name));
+        let image = image_of(&name, &value);
         loaded
             .images
             .push(image.map_err(|error| damaged("image", &name, error))?);
     }
     for (name, value) in kernels {
-        let row: Result<KernelRowV1, Unread> = parse(&value);
-        let kernel = row.and_then(|row| row.read(&name));
+        let kernel = kernel_of(&name, &value);
         loaded
             .kernels
             .push(kernel.map_err(|error| damaged("kernel", &name, error))?);
     }
     Ok(loaded)
+}
+
+/// A VM by its row; `None` if it cannot be read.
+pub fn vm_of((key, value): &(String, Vec<u8>)) -> Option<VmRecord> {
+    let id = read_text(key).ok()?;
+    VmRowV1::parse(value).and_then(|row| row.read(id)).ok()
+}
+
+/// Why a VM's row cannot be read, if so.
+pub fn vm_unread(key: &str, value: &[u8]) -> Option<Unread> {
+    let read = read_text(key).and_then(|id| VmRowV1::parse(value)?.read(id));
+    read.err()
+}
+
+fn image_of(key: &str, value: &[u8]) -> Result<Image, Unread> {
+    parse::<ImageRowV1>(value)?.read(key)
+}
+
+fn kernel_of(key: &str, value: &[u8]) -> Result<Kernel, Unread> {
+    parse::<KernelRowV1>(value)?.read(key)
+}
+
+/// Why an image's row cannot be read, if so.
+pub fn image_unread(key: &str, value: &[u8]) -> Option<Unread> {
+    image_of(key, value).err()
+}
+
+/// Why a kernel's row cannot be read, if so.
+pub fn kernel_unread(key: &str, value: &[u8]) -> Option<Unread> {
+    kernel_of(key, value).err()
+}
+
+/// The name and the content of an image that can be read.
+pub fn image_content((key, value): &(String, Vec<u8>)) -> Option<(String, String)> {
+    let image = image_of(key, value).ok()?;
+    Some((key.clone(), image.content.to_string()))
+}
+
+/// The name and the content of a kernel that can be read.
+pub fn kernel_content((key, value): &(String, Vec<u8>)) -> Option<(String, String)> {
+    let kernel = kernel_of(key, value).ok()?;
+    Some((key.clone(), kernel.content.to_string()))
 }
 
 fn damaged(noun: &str, key: &str, error: Unread) -> Failure {

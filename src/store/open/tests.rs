@@ -162,6 +162,9 @@ fn save_that_dies_at_any_write_leaves_the_old_row_or_the_new() {
         let disk = DyingDisk::holding(before.clone(), writes);
         let saved = opened(&disk).and_then(|(mut store, _)| store.save(&new));
         let survivor = DyingDisk::holding(disk.content(), u64::MAX);
+        // What the look before each opening sees of it.
+        let seen_first = crate::store::copy::of_bytes(&disk.content(), Path::new("store.redb"));
+        assert_eq!(seen_first.unwrap().vms.len(), 1, "{writes}");
         let (_, loaded) = opened(&survivor).unwrap();
         let [found] = loaded.vms.as_slice() else {
             panic!("after {writes} writes: {loaded:?}");

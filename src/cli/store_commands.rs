@@ -1,0 +1,147 @@
+//! `banger store check|export`.
+//!
+//! The store is read from a copy: by this process where no daemon has it, else as the
+//! daemon hands it out. Neither starts a daemon: that would recover, and so write.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::Path;
+
+use argh::{ArgsInfo, FromArgs};
+use serde::Serialize;
+
+use super::context::{Context, unexpected};
+use super::render::{self, Paint, Stream, paint, printable};
+use super::words::count;
+use crate::failure::Failure;
+use crate::host::layout::Layout;
+use crate::proto::reply::Reply;
+use crate::proto::request::Request;
+use crate::store::audit::{Finding, Folders, audit};
+use crate::store::copy::{self, StoreRows};
+use crate::store::export::export;
+
+/// Look whether the store of sandboxes, images and kernels is sound, and whether what it names is there. Changes nothing.
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "check",
+    note = "Exit status: 0 sound, 1 something is wrong, 74 the store cannot be read.",
+    example = "banger store check",
+    example = "banger store check --json"
+)]
+pub struct StoreCheck {
+    /// print JSON
+    #[argh(switch)]
+    pub json: bool,
+}
+
+/// Print every row of the store as JSON, also those that cannot be read. Changes nothing.
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "export",
+    note = "docs/crash-recovery.md describes the shape.",
+    example = "banger store export > rows.json",
+    example = "banger store export --json | jq -r '.vms[].row.name'"
+)]
+pub struct StoreExport {
+    /// print JSON, which it does anyway
+    #[argh(switch)]
+    pub json: bool,
+}
+
+/// What `store check --json` prints.
+#[derive(Debug, Serialize)]
+struct Report {
+    store: String,
+    /// `file`, or `bangerd` where one runs.
+    read_from: &'static str,
+    vms: usize,
+    images: usize,
+    kernels: usize,
+    sound: bool,
+    findings: Vec<Finding>,
+}
+
+impl StoreCheck {
+    /// Carries it out.
+    pub fn run(self, context: &Context) -> Result<u8, Failure> {
+        let layout = context.layout()?;
+        let (rows, read_from) = rows(context, &layout)?;
+        let findings = audit(&rows, &folders(&layout));
+        let report = Report {
+            store: layout.store().display().to_string(),
+            read_from,
+            vms: rows.vms.len(),
+            images: rows.images.len(),
+            kernels: rows.kernels.len(),
+            sound: findings.is_empty(),
+            findings,
+        };
+        match self.json {
+            true => render::json(&report),
+            false => render::out(&text(&report)),
+        }
+        Ok(u8::from(!report.sound))
+    }
+}
+
+impl StoreExport {
+    /// Carries it out.
+    pub fn run(self, context: &Context) -> Result<u8, Failure> {
+        let layout = context.layout()?;
+        let (rows, _) = rows(context, &layout)?;
+        render::json(&export(&rows, layout.store().display().to_string()));
+        Ok(0)
+    }
+}
+
+fn rows(context: &Context, layout: &Layout) -> Result<(StoreRows, &'static str), Failure> {
+    let path = layout.store();
+    if let Some(rows) = copy::read(&path)? {
+        return Ok((rows, "file"));
+    }
+    let answer = context.ask_running_keeping(Request::StoreCopy {})?;
+    match (answer.reply, answer.descriptor) {
+        (Reply::StoreCopy { .. }, Some(memory)) => {
+            let rows = copy::of(&mut File::from(memory), &path)?;
+            Ok((rows, "bangerd"))
+        }
+        (other, _) => Err(unexpected("store_copy", &other)),
+    }
+}
+
+fn folders(layout: &Layout) -> Folders {
+    Folders {
+        vms: names_in(&layout.state.join("vms")),
+        images: names_in(&layout.images()),
+        kernels: names_in(&layout.kernels()),
+    }
+}
+
+fn names_in(folder: &Path) -> BTreeSet<String> {
+    let entries = folder.read_dir().into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.collect()
+}
+
+fn text(report: &Report) -> String {
+    let counted = |number: usize, one: &str| count(number as u64, one);
+    let mut text = format!(
+        "{} (read from {}): {}, {}, {}\n",
+        report.store,
+        report.read_from,
+        counted(report.vms, "vm"),
+        counted(report.images, "image"),
+        counted(report.kernels, "kernel"),
+    );
+    for finding in &report.findings {
+        let what = paint(Stream::Out, Paint::Red, &printable(&finding.what));
+        text.push_str(&format!("{what}\n    {}\n", printable(&finding.next)));
+    }
+    if report.sound {
+        text.push_str("sound\n");
+    }
+    text
+}
