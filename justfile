@@ -23,6 +23,10 @@ sim *arguments:
 e2e *filter:
     scripts/test.sh --only e2e -- {{filter}}
 
+# Interrupt every operation between any two steps
+kill-matrix *arguments:
+    scripts/kill-matrix.sh {{arguments}}
+
 # Try the built program as a user would
 smoke:
     scripts/smoke.sh

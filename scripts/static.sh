@@ -1,7 +1,8 @@
 #!/bin/bash
 # Asserts that a binary is one static, stripped, position independent file under 12 MB,
-# and by the file that it was stripped from, that it asks no name service of the C library:
-# those load libraries of the host where they can. Users and hosts are looked up by us.
+# without the fail-points of tests, and by the file that it was stripped from, that it asks
+# no name service of the C library: those load libraries of the host where they can. Users
+# and hosts are looked up by us.
 #
 #   scripts/static.sh [BINARY [UNSTRIPPED]]     default build/bin/banger, and cargo's file
 set -euo pipefail
@@ -22,6 +23,7 @@ readelf -h "$binary" | grep -q 'Type: *DYN' || refuse "not position independent"
 ! readelf -l "$binary" | grep -q INTERP || refuse "wants a dynamic loader"
 ! readelf -d "$binary" | grep -q NEEDED || refuse "wants shared libraries"
 ! readelf -S "$binary" | grep -q '\.symtab' || refuse "not stripped"
+! grep -q BANGER_FAIL_POINT "$binary" || refuse "has fail-points: built with the feature fail-points"
 size=$(stat -c %s "$binary")
 [ "$size" -lt "$limit" ] || refuse "$size bytes, over the limit of $limit"
 

@@ -122,6 +122,10 @@ if wanted blackbox || wanted host || wanted e2e; then
     BANGER_BIN=$PWD/build/bin/banger
     export BANGER_BIN
 fi
+if wanted e2e; then
+    scripts/build.sh --fail-points
+    export BANGER_FAIL_POINTS_BIN=$PWD/build/fail-points/banger
+fi
 for name in blackbox host e2e; do
     mapfile -t files < <(tests_of "$name")
     if wanted "$name" && [ ${#files[@]} -gt 0 ]; then
@@ -129,7 +133,7 @@ for name in blackbox host e2e; do
             blackbox) floor "$name" 600 "${files[@]}" -- ;;
             # They share this machine's bridge, tables and processors.
             host) floor "$name" 1200 "${files[@]}" -- --test-threads=1 ;;
-            e2e) floor "$name" 2400 "${files[@]}" -- --test-threads=1 ;;
+            e2e) floor "$name" 3600 "${files[@]}" -- --test-threads=1 ;;
         esac
     fi
 done

@@ -14,6 +14,7 @@ pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod fail_point;
 pub mod failure;
 pub mod helper;
 pub mod host;

@@ -5,8 +5,9 @@
 
 use serde::Serialize;
 
+use super::words::stuck_advice;
 use crate::failure::Failure;
-use crate::proto::reply::{Fact, HostFacts};
+use crate::proto::reply::{Fact, HostFacts, VmView};
 
 /// How good or bad a row is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -167,6 +168,22 @@ pub fn judge(own: &Own) -> Vec<Row> {
         rows.push(row(&own.git));
     }
     rows
+}
+
+/// A row for each sandbox of which something could not be removed.
+pub fn stuck(vms: &[VmView]) -> Vec<Row> {
+    let stuck = vms.iter().filter(|vm| vm.phase == "stuck");
+    let row = |vm: &VmView| Row {
+        verdict: Verdict::Warn,
+        name: "stuck".to_owned(),
+        detail: format!(
+            "vm {} is stuck: {}",
+            vm.name,
+            vm.reason.as_deref().unwrap_or("of unknown reason")
+        ),
+        hint: Some(stuck_advice(&vm.name)),
+    };
+    stuck.map(row).collect()
 }
 
 /// The exit status of a report: 1 when anything fails.

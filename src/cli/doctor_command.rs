@@ -3,7 +3,7 @@
 use argh::{ArgsInfo, FromArgs};
 
 use super::context::{Context, unexpected};
-use super::doctor::{Own, Row, Verdict, judge, status};
+use super::doctor::{Own, Row, Verdict, judge, status, stuck};
 use super::render::{self, Paint, Stream, paint, printable};
 use crate::config::Config;
 use crate::failure::Failure;
@@ -33,7 +33,9 @@ impl Doctor {
             Ok(facts) => (Ok(()), Some(facts)),
             Err(failure) => (Err(failure), own_look(context, &config)),
         };
-        let rows = judge(&Own {
+        // Asked second: where the daemon does not answer, its reason is a row already.
+        let vms = daemon.is_ok().then(|| context.vms().unwrap_or_default());
+        let mut rows = judge(&Own {
             config: config.map(|config| match config.path().exists() {
                 true => config.path().display().to_string(),
                 false => format!("defaults ({} does not exist)", config.path().display()),
@@ -42,6 +44,7 @@ impl Doctor {
             facts,
             git: git_fact(),
         });
+        rows.extend(stuck(&vms.unwrap_or_default()));
         match self.json {
             true => render::json(&rows),
             false => render::out(&rows.iter().map(text).collect::<String>()),

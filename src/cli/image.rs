@@ -60,7 +60,7 @@ fn table(images: &[ImageView], now: u64) -> Table {
             Paint::Dim
         };
         let created = match image.present {
-            true => ago(now.saturating_sub(image.created_at)),
+            true => ago(now, image.created_at),
             false => "can be pulled".to_owned(),
         };
         table.painted(vec![
@@ -121,10 +121,7 @@ impl ImageShow {
             ("on disk", size(image.allocated)),
             ("state", state(image.damaged.as_deref())),
             ("source", image.source),
-            (
-                "created",
-                ago(context.now().saturating_sub(image.created_at)),
-            ),
+            ("created", ago(context.now(), image.created_at)),
             ("used by", image.used_by.join(", ")),
         ]);
         Ok(0)

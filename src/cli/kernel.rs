@@ -60,7 +60,7 @@ fn table(kernels: &[KernelView], now: u64) -> Table {
             Paint::Dim
         };
         let created = match kernel.present {
-            true => ago(now.saturating_sub(kernel.created_at)),
+            true => ago(now, kernel.created_at),
             false => "can be pulled".to_owned(),
         };
         table.painted(vec![
@@ -121,10 +121,7 @@ impl KernelShow {
             ("on disk", size(kernel.allocated)),
             ("state", state(kernel.damaged.as_deref())),
             ("source", kernel.source),
-            (
-                "created",
-                ago(context.now().saturating_sub(kernel.created_at)),
-            ),
+            ("created", ago(context.now(), kernel.created_at)),
             ("used by", kernel.used_by.join(", ")),
         ]);
         Ok(0)

@@ -3,9 +3,9 @@
 use argh::{ArgsInfo, FromArgs};
 
 use super::context::Context;
-use super::render::{self, Paint};
+use super::render::{self, Paint, printable};
 use super::table::Table;
-use super::words::{ago, size};
+use super::words::{ago, size, stuck_advice};
 use crate::failure::Failure;
 use crate::proto::reply::VmView;
 
@@ -40,9 +40,19 @@ impl VmList {
             render::say("no sandboxes yet: `banger vm run` makes one");
         } else {
             table(&vms, context.now()).print();
+            for vm in vms.iter().filter(|vm| vm.phase == "stuck") {
+                render::say(&stuck(vm));
+            }
         }
         Ok(0)
     }
+}
+
+/// Why a sandbox is stuck, and what to type.
+fn stuck(vm: &VmView) -> String {
+    let reason = vm.reason.as_deref().unwrap_or("of unknown reason");
+    let advice = stuck_advice(&vm.name);
+    printable(&format!("vm {} is stuck: {reason}: {advice}", vm.name))
 }
 
 /// VMs as a table; `now` is seconds since the epoch.
@@ -62,7 +72,7 @@ pub fn table(vms: &[VmView], now: u64) -> Table {
             plain(vm.vcpu.to_string()),
             plain(size(vm.memory)),
             plain(size(vm.allocated)),
-            plain(ago(now.saturating_sub(vm.created_at))),
+            plain(ago(now, vm.created_at)),
         ]);
     }
     table

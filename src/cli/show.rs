@@ -5,7 +5,7 @@ use argh::{ArgsInfo, FromArgs};
 use super::context::Context;
 use super::list::phase_paint;
 use super::render::{self, Paint, Stream, paint, printable};
-use super::words::{ago, size, span};
+use super::words::{ago, lasting, size, stuck_advice};
 use crate::failure::Failure;
 use crate::proto::reply::VmView;
 
@@ -99,12 +99,16 @@ fn rows(vm: &VmView, now: u64) -> Vec<(&'static str, String)> {
         .as_ref()
         .map(|vmm| because(vmm, vm.vmm_reason.as_ref()));
     optional("vmm", vmm);
+    optional(
+        "next",
+        (vm.phase == "stuck").then(|| stuck_advice(&vm.name)),
+    );
     optional("pid", vm.pid.map(|pid| pid.to_string()));
     optional("init", Some(vm.init.clone()));
     optional("workdir", vm.workdir.clone());
-    optional("created", Some(ago(now.saturating_sub(vm.created_at))));
+    optional("created", Some(ago(now, vm.created_at)));
     if vm.phase == "running" {
-        optional("up", vm.started_at.map(|at| span(now.saturating_sub(at))));
+        optional("up", vm.started_at.map(|at| lasting(now, at)));
     }
     let phase = |(name, end): &(String, u64)| format!("{name} {end} ms");
     let phases: Vec<String> = vm.boot_phases.iter().map(phase).collect();

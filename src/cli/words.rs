@@ -26,11 +26,28 @@ pub fn span(seconds: u64) -> String {
     }
 }
 
-/// A span of seconds that ended now.
-pub fn ago(seconds: u64) -> String {
+/// How long ago something was, both in seconds since the epoch. A clock that was set back
+/// makes it lie ahead, which is said rather than passed off as now.
+pub fn ago(now: u64, then: u64) -> String {
+    match now.checked_sub(then) {
+        Some(0..=4) => "just now".to_owned(),
+        Some(seconds) => format!("{} ago", span(seconds)),
+        None => ahead(then - now),
+    }
+}
+
+/// How long something lasts that began `then`; see [`ago`].
+pub fn lasting(now: u64, then: u64) -> String {
+    match now.checked_sub(then) {
+        Some(seconds) => span(seconds),
+        None => ahead(then - now),
+    }
+}
+
+fn ahead(seconds: u64) -> String {
     match seconds {
         0..=4 => "just now".to_owned(),
-        _ => format!("{} ago", span(seconds)),
+        _ => format!("{} ahead of the clock", span(seconds)),
     }
 }
 
@@ -40,6 +57,11 @@ pub fn state(damage: Option<&str>) -> String {
         Some(damage) => format!("damaged: {damage}"),
         None => "whole".to_owned(),
     }
+}
+
+/// What to type about a sandbox that is stuck.
+pub fn stuck_advice(name: &str) -> String {
+    format!("`banger vm stop {name}` tries again, `banger vm delete {name}` removes all of it.")
 }
 
 /// `1 file`, `2 files`.
@@ -72,9 +94,18 @@ mod tests {
 
     #[test]
     fn spans_name_the_largest_fitting_unit() {
-        assert_eq!(ago(0), "just now");
-        assert_eq!(ago(59), "59s ago");
-        assert_eq!(ago(7200), "2 h ago");
+        assert_eq!(ago(9, 9), "just now");
+        assert_eq!(ago(60, 1), "59s ago");
+        assert_eq!(ago(7200, 0), "2 h ago");
+    }
+
+    #[test]
+    fn clock_that_was_set_back_is_said() {
+        assert_eq!(ago(0, 4), "just now");
+        assert_eq!(ago(0, 7200), "2 h ahead of the clock");
+        assert_eq!(lasting(7200, 0), "2 h");
+        assert_eq!(lasting(0, 7200), "2 h ahead of the clock");
+        assert_eq!(lasting(0, u64::MAX), ago(0, u64::MAX));
         assert_eq!(span(200_000), "2 days");
         assert_eq!(count(1, "file"), "1 file");
         assert_eq!(count(0, "file"), "0 files");

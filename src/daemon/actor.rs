@@ -21,6 +21,7 @@ use super::dns::zone::Names;
 use super::moment;
 use super::shell::{Client, Shell};
 use super::views;
+use crate::fail_point;
 use crate::failure::{Failure, FailureKind};
 use crate::image::catalog::Catalog;
 use crate::model::ids::VmId;
@@ -28,7 +29,7 @@ use crate::model::image::{Image, Kernel};
 use crate::plan::event::{Action, Event};
 use crate::plan::facts::HostFacts;
 use crate::plan::mind::Mind;
-use crate::plan::record::VmRecord;
+use crate::plan::record::{RowChange, VmRecord};
 use crate::plan::request::{ClientId, OpId, Reply as MindReply};
 use crate::proto::reply::{ImageView, KernelView, Line, Reply, Status};
 use crate::proto::request as wire;
@@ -139,6 +140,7 @@ impl Actor {
         let op = OpId(self.next_op);
         self.next_op += 1;
         let request = super::translate::request(&known.asked);
+        let wants_store = matches!(known.asked, wire::Request::StoreCopy {});
         if request.is_none() {
             // What the mind is asked it logs itself.
             log::info!(op = known.op.as_str(); "asked to {}", known.asked.word());
@@ -153,7 +155,10 @@ impl Actor {
             }),
             None => {
                 self.ops.remove(&op);
-                self.shell.tell_facts(client, self.about.facts.clone());
+                match wants_store {
+                    true => self.shell.copy_store(client),
+                    false => self.shell.tell_facts(client, self.about.facts.clone()),
+                }
                 Ok(Flow::On)
             }
         }
@@ -205,10 +210,7 @@ impl Actor {
 
     fn perform(&mut self, action: Action) -> Result<Flow, Failure> {
         match action {
-            Action::Save(rows) => self.store.save(&rows).map_err(|failure| {
-                let kind = FailureKind::Storage;
-                Failure { kind, ..failure }
-            })?,
+            Action::Save(rows) => self.save(&rows)?,
             Action::KillHelpers => self.shell.kill_helpers(),
             Action::FindVmms(vms) => self.shell.find_vmms(vms),
             Action::RunStep {
@@ -246,6 +248,20 @@ impl Actor {
             Action::Exit => return Ok(Flow::End),
         }
         Ok(Flow::On)
+    }
+
+    fn save(&mut self, rows: &[RowChange]) -> Result<(), Failure> {
+        let at = |place| {
+            fail_point::hit(place)
+                .map_err(|error| Failure::failed("write the store").because(error))
+        };
+        let saved = at("save.before")
+            .and_then(|()| self.store.save(rows))
+            .and_then(|()| at("save.after"));
+        saved.map_err(|failure| {
+            let kind = FailureKind::Storage;
+            Failure { kind, ..failure }
+        })
     }
 
     fn log(&self, vm: Option<VmId>, op: Option<OpId>, text: &str) {

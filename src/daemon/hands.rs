@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
+use crate::fail_point;
+use crate::host::fault::fault;
 use crate::host::{Host, RealHost};
 use crate::model::net::Subnet;
 use crate::plan::step::{Fault, FaultKind, Presence, Step};
@@ -49,19 +51,33 @@ impl Hands {
     }
 }
 
+/// A place at which a test can interrupt a step; nothing in a release.
+fn place(step: &Step, verb: &str, moment: &str) -> Result<(), Fault> {
+    if !fail_point::ARMED {
+        return Ok(());
+    }
+    let kind = step.kind().word();
+    fail_point::hit(&format!("{kind}.{verb}.{moment}"))
+        .map_err(|error| fault(format!("{verb} {kind}"), error))
+}
+
 impl Host for Hands {
     fn ensure(&self, step: &Step) -> Result<(), Fault> {
+        place(step, "ensure", "before")?;
         match self.by_helper(HelperVerb::Ensure, step) {
             Some(outcome) => outcome.map(drop),
             None => self.real.ensure(step),
-        }
+        }?;
+        place(step, "ensure", "after")
     }
 
     fn absent(&self, step: &Step) -> Result<(), Fault> {
+        place(step, "absent", "before")?;
         match self.by_helper(HelperVerb::Absent, step) {
             Some(outcome) => outcome.map(drop),
             None => self.real.absent(step),
-        }
+        }?;
+        place(step, "absent", "after")
     }
 
     fn probe(&self, step: &Step) -> Result<Presence, Fault> {

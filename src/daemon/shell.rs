@@ -4,6 +4,9 @@
 //! and comes back as an [`Event`]. No decision is made here.
 
 use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::io::{self, Seek};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +22,8 @@ use super::guest;
 use super::guests::Guests;
 use super::hands::Hands;
 use super::jobs::Jobs;
-use crate::failure::Failure;
+use crate::fail_point;
+use crate::failure::{Failure, FailureKind};
 use crate::host::Host;
 use crate::host::layout::Layout;
 use crate::host::process::Process;
@@ -81,10 +85,14 @@ impl Shell {
         if let (Verb::Ensure, Step::Ready { vm }) = (verb, &step) {
             let (cancel, cancelled) = smol::channel::bounded(1);
             self.waits.insert(token, cancel);
-            let guests = self.guests.clone();
+            let (guests, host) = (self.guests.clone(), self.host.clone());
             let waiting = guests.ready(*vm, Duration::from_millis(deadline_ms), cancelled);
             let task = self.executor.spawn(async move {
-                let result = waiting.await;
+                let mut result = waiting.await;
+                if fail_point::ARMED && result.is_ok() {
+                    let step = step.clone();
+                    result = smol::unblock(move || host.ensure(&step)).await;
+                }
                 let done = Event::StepDone {
                     vm: step.vm(),
                     token,
@@ -226,6 +234,31 @@ impl Shell {
             });
         });
         task.detach();
+    }
+
+    /// Gives a client a copy of the store. Inline, for the file is whole between two saves.
+    pub fn copy_store(&mut self, client: ClientId) {
+        let Some(known) = self.clients.remove(&client) else {
+            return;
+        };
+        let path = self.layout.store();
+        let outgoing = match in_memory(&path) {
+            Ok(copy) => Outgoing {
+                line: Line::Done(Reply::StoreCopy {
+                    path: path.display().to_string(),
+                }),
+                descriptor: Some(copy.into()),
+            },
+            Err(error) => Outgoing {
+                line: Line::Failed(
+                    Failure::new(FailureKind::Storage, format!("copy {}", path.display()))
+                        .because(error)
+                        .into(),
+                ),
+                descriptor: None,
+            },
+        };
+        let _ = known.outbox.try_send(outgoing);
     }
 
     /// Opens a VM's log and passes it to the client.
@@ -376,4 +409,13 @@ fn put_back(host: &Hands, steps: &[Step]) {
             log::error!(vm:% = step.vm(); "put back {}: {fault}", step.kind().word());
         }
     }
+}
+
+/// A file's content in a file of memory, to be read from its beginning.
+fn in_memory(path: &Path) -> io::Result<File> {
+    let memory = rustix::fs::memfd_create("store", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut copy = File::from(memory);
+    io::copy(&mut File::open(path)?, &mut copy)?;
+    copy.rewind()?;
+    Ok(copy)
 }

@@ -25,6 +25,7 @@ use super::modules::{Index, closure};
 use super::store::{self, Aside};
 use super::tree::Tree;
 use super::{program, vmlinux};
+use crate::fail_point;
 use crate::failure::Failure;
 use crate::model::ids::{ContentId, KernelName};
 use crate::model::image::Kernel;
@@ -55,6 +56,7 @@ pub fn pull_kernel(job: &Job, name: &KernelName) -> Result<Kernel, Failure> {
         let apt = Apt::open(job, &entry.suite)?;
         let package = apt.behind(&entry.package, "linux-image-")?;
         let deb = apt.download(&entry.package, &package)?;
+        fail_point::hit("pull.downloaded").map_err(at("download", &deb))?;
         (package, deb)
     };
     let aside = Aside::make(&parent)?;
@@ -108,6 +110,7 @@ fn make(
     let mut manifest = Manifest::of(job, folder, entry.name.as_str(), source)?;
     manifest.release = Some(tree.release);
     manifest.write(folder)?;
+    fail_point::hit("pull.built").map_err(at("build", folder))?;
     job.check("keep the kernel")?;
     let content = manifest.content();
     aside.keep(&content, |old| {

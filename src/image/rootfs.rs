@@ -28,6 +28,7 @@ use super::recipe::{self, Builder, Recipe};
 use super::store::{self, Aside};
 use super::tarball::Tarball;
 use super::{program, subids};
+use crate::fail_point;
 use crate::failure::Failure;
 use crate::host::layout::Layout;
 use crate::model::ids::{ContentId, ImageName};
@@ -188,6 +189,7 @@ fn bootstrap(
             }
         },
     )?;
+    fail_point::hit("pull.downloaded").map_err(at("write", &tar))?;
     Ok(tar)
 }
 
@@ -262,6 +264,7 @@ fn make(
     let source = format!("recipe {}, Debian {}", entry.recipe, recipe.suite);
     let manifest = Manifest::of(job, folder, entry.name.as_str(), source)?;
     manifest.write(folder)?;
+    fail_point::hit("pull.built").map_err(at("build", folder))?;
     job.check("keep the image")?;
     let content = manifest.content();
     aside.keep(&content, |old| {

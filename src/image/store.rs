@@ -20,6 +20,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::job::at;
 use super::{orphans, program};
+use crate::fail_point;
 use crate::failure::{Failure, FailureKind};
 use crate::model::ids::ContentId;
 
@@ -103,6 +104,7 @@ impl Aside {
         let owner = self.path.join(OWNER);
         fs::remove_file(&owner).map_err(at("remove", &owner))?;
         sync_tree(&self.path)?;
+        fail_point::hit("keep.before").map_err(at("rename", &self.path))?;
         match damaged {
             // The damaged one has our name then, and goes with us.
             true => exchange(&self.path, &target)?,
@@ -111,6 +113,7 @@ impl Aside {
                 self.kept = true;
             }
         }
+        fail_point::hit("keep.after").map_err(at("write to the disk", &target))?;
         sync(&self.parent)?;
         Ok(target)
     }

@@ -9,6 +9,7 @@ use super::source::{Source, sources};
 const LAYERS: &[(&str, &[&str])] = &[
     // words and thought
     ("failure", &[]),
+    ("fail_point", &[]),
     ("version", &[]),
     ("model", &[]),
     ("plan", &["model", "failure"]),
@@ -32,7 +33,10 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("vmm", &["model", "plan", "sys", "failure", "host"]),
-    ("image", &["model", "plan", "sys", "failure", "host"]),
+    (
+        "image",
+        &["model", "plan", "sys", "failure", "fail_point", "host"],
+    ),
     ("workspace", &["model", "plan", "sys", "failure", "host"]),
     // roles
     ("agent", &["model", "proto", "sys", "failure"]),
@@ -43,6 +47,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "plan",
             "sys",
             "failure",
+            "fail_point",
             "proto",
             "config",
             "store",
@@ -69,6 +74,9 @@ const LAYERS: &[(&str, &[&str])] = &[
             "failure",
             "version",
             "plan::doctor",
+            "store::audit",
+            "store::copy",
+            "store::export",
             "host::layout",
             "sys::session",
             "workspace",

@@ -15,22 +15,47 @@ pub struct Census {
 }
 
 impl Census {
-    /// Counts what is there now: links, loop devices, mounts, nftables elements,
-    /// control groups, and the folders and processes of this banger.
+    /// Counts what is there now: links, loop and device-mapper devices, mounts, nftables
+    /// elements, control groups, and of this banger: its processes, sockets and files of
+    /// VMs, contents of images and kernels with those that are being made.
     pub fn take(banger: &Banger) -> Census {
         let mut objects = BTreeSet::new();
         let mut add = |kind: &str, names: Vec<String>| {
             objects.extend(names.into_iter().map(|name| format!("{kind} {name}")));
         };
-        add("link", names_in(Path::new("/sys/class/net")));
+        add("link", links());
+        add("dm", device_mapper());
         add("loop", loops());
         add("mount", mounts());
         add("nft", nft_lines());
         add("cgroup", control_groups());
-        add("vm directory", names_in(&banger.state().join("vms")));
-        add("run directory", names_in(&banger.runtime().join("vms")));
+        add("file", files_below(&banger.state().join("vms")));
+        add("file", files_below(banger.runtime()));
+        for folder in ["images", "kernels"] {
+            add(folder, names_in(&banger.state().join(folder)));
+        }
         add("process", processes(banger));
         Census { objects }
+    }
+
+    /// The same with more objects.
+    pub fn with(mut self, more: impl IntoIterator<Item = String>) -> Census {
+        self.objects.extend(more);
+        self
+    }
+
+    /// Without the objects that are not `wanted`.
+    pub fn keep(mut self, wanted: impl Fn(&str) -> bool) -> Census {
+        self.objects.retain(|object| wanted(object));
+        self
+    }
+
+    /// With another word for a name that differs from run to run.
+    pub fn rename(self, from: &str, to: &str) -> Census {
+        let objects = self.objects.into_iter();
+        Census {
+            objects: objects.map(|object| object.replace(from, to)).collect(),
+        }
     }
 
     /// What is in `later` and not here, and the other way round.
@@ -77,6 +102,36 @@ fn names_in(folder: &Path) -> Vec<String> {
         .collect()
 }
 
+/// Of this network namespace, as /sys/class/net need not be.
+fn links() -> Vec<String> {
+    let table = fs::read_to_string("/proc/net/dev").expect("proc is mounted");
+    let names = table.lines().filter_map(|line| line.split_once(':'));
+    names.map(|(name, _)| name.trim().to_owned()).collect()
+}
+
+fn device_mapper() -> Vec<String> {
+    let blocks = names_in(Path::new("/sys/block")).into_iter();
+    let name = |block: String| fs::read_to_string(format!("/sys/block/{block}/dm/name")).ok();
+    blocks
+        .filter_map(name)
+        .map(|name| name.trim().to_owned())
+        .collect()
+}
+
+fn files_below(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut open = vec![folder.to_owned()];
+    while let Some(folder) = open.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                open.push(entry.path());
+            }
+            found.push(entry.path().display().to_string());
+        }
+    }
+    found
+}
+
 fn loops() -> Vec<String> {
     let blocks = names_in(Path::new("/sys/block")).into_iter();
     let backing = |name: &String| {
@@ -115,7 +170,8 @@ fn nft_lines() -> Vec<String> {
     found
 }
 
-fn control_groups() -> Vec<String> {
+/// The paths of all control groups of ours, in the v2 hierarchy.
+pub fn control_groups() -> Vec<String> {
     let table = fs::read_to_string("/proc/self/mountinfo").expect("proc is mounted");
     let is_v2 = |line: &&str| line.contains(" - cgroup2 ");
     let root = table

@@ -51,6 +51,29 @@ pub fn wait_for_folder(folder: &Path, wished: impl Fn(&Path) -> bool) {
     }
 }
 
+/// Waits until a file is there or a process has ended; whether the file is there.
+pub fn wait_for_file_or_end(folder: &Path, file: &Path, pid: u32) -> bool {
+    let watch = inotify::init(CreateFlags::CLOEXEC).expect("inotify is there");
+    let changes = WatchFlags::CREATE | WatchFlags::MOVED_TO;
+    inotify::add_watch(&watch, folder, changes).expect("the folder to wait for exists");
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let process = pidfd_open(pid.expect("a process has an id"), PidfdFlags::empty());
+    let process = process.expect("a child that was not reaped has a pidfd");
+    let mut buffer = [0; 16 * 1024];
+    while !file.exists() {
+        let mut polled = [
+            PollFd::new(&watch, PollFlags::IN),
+            PollFd::new(&process, PollFlags::IN),
+        ];
+        poll(&mut polled, None).expect("poll takes two descriptors");
+        if !polled[1].revents().is_empty() {
+            return file.exists();
+        }
+        rustix::io::read(&watch, &mut buffer[..]).expect("a readable watch can be read");
+    }
+    true
+}
+
 /// Waits until `look` finds something; looks at each change of a file in the folder.
 #[track_caller]
 pub fn wait_for_change<T>(folder: &Path, look: impl Fn() -> Option<T>) -> T {

@@ -9,6 +9,8 @@
 //! | [`terminal::Terminal`] | a command on a terminal of its own |
 //! | [`events`] | waiting for a file or a state, without sleeping |
 //! | [`census::Census`] | what exists on this host, to compare before and after |
+//! | [`fail_point::FailPoint`] | interrupts the daemon at a named place |
+//! | [`disk::SmallDisk`] | a disk to fill |
 //! | [`inside::Inside`] | tests of this very binary, run again inside a guest |
 //! | [`image::add`] | an image of a test's own |
 //! | [`skip`] | a test whose host lacks something says so by name |
@@ -23,7 +25,9 @@
 #![allow(clippy::print_stdout)]
 
 pub mod census;
+pub mod disk;
 pub mod events;
+pub mod fail_point;
 pub mod image;
 pub mod inside;
 pub mod running;
@@ -36,6 +40,8 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use disk::SmallDisk;
+use fail_point::FailPoint;
 use running::{Ran, Running};
 use serde_json::Value;
 
@@ -69,7 +75,11 @@ pub struct Banger {
     runtime: PathBuf,
     /// State, home and configuration; beside the seed, so that files can be linked.
     room: tempfile::TempDir,
+    state: PathBuf,
     cache: PathBuf,
+    program: PathBuf,
+    /// More variables for every command.
+    variables: Vec<(&'static str, PathBuf)>,
 }
 
 impl Banger {
@@ -90,6 +100,33 @@ impl Banger {
         banger
     }
 
+    /// The program with fail-points, and what interrupts it. The state is on `disk`, the
+    /// images and kernels in it are links to elsewhere. `None` without such a program.
+    pub fn with_fail_point(images: &[&str], disk: &SmallDisk) -> Option<(Banger, FailPoint)> {
+        let program = fail_point::program()?;
+        let seed = seed::prepare(images);
+        let mut banger = Banger::at(room(), seed::shared_cache());
+        let contents = banger.room.path().join("contents");
+        seed::link_tree(&seed, &contents);
+        for folder in ["images", "kernels"] {
+            let link = disk.path().join(folder);
+            std::os::unix::fs::symlink(contents.join(folder), link).expect("a fresh disk");
+        }
+        std::fs::copy(contents.join("store.redb"), disk.path().join("store.redb"))
+            .expect("a fresh disk takes a file");
+        let point = FailPoint::at(banger.home().join("fail-point"));
+        let variable = ("BANGER_FAIL_POINT", point.file().to_owned());
+        banger.variables.push(variable);
+        banger.program = program;
+        banger.state = disk.path().to_owned();
+        Some((banger, point))
+    }
+
+    /// Gives every command from now on one more variable.
+    pub fn set(&mut self, name: &'static str, value: impl Into<PathBuf>) {
+        self.variables.push((name, value.into()));
+    }
+
     fn at(room: tempfile::TempDir, cache: PathBuf) -> Banger {
         // Only the name is wanted: the program makes the folder, with its own mode.
         let runtime = tempfile::Builder::new().prefix("bt-").tempdir_in("/tmp");
@@ -100,14 +137,17 @@ impl Banger {
         }
         Banger {
             runtime,
+            state: room.path().join("state"),
             room,
             cache,
+            program: binary(),
+            variables: Vec::new(),
         }
     }
 
     /// The state directory.
     pub fn state(&self) -> PathBuf {
-        self.room.path().join("state")
+        self.state.clone()
     }
 
     /// The runtime directory.
@@ -127,7 +167,7 @@ impl Banger {
 
     /// A command of the binary with these arguments and nothing of our environment.
     pub fn command<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Command {
-        let mut command = Command::new(binary());
+        let mut command = Command::new(&self.program);
         command.args(arguments).env_clear();
         command.current_dir(self.home()).stdin(Stdio::null());
         for (name, value) in self.environment() {
@@ -145,7 +185,7 @@ impl Banger {
                 format!("{}:{outer}", seed::tools().display())
             }
         );
-        vec![
+        let mut variables = vec![
             ("PATH", PathBuf::from(path)),
             ("HOME", self.home()),
             ("LANG", PathBuf::from("C.UTF-8")),
@@ -154,7 +194,9 @@ impl Banger {
             ("BANGER_CACHE_DIR", self.cache.clone()),
             ("BANGER_RUNTIME_DIR", self.runtime.clone()),
             ("BANGER_CONFIG", self.config()),
-        ]
+        ];
+        variables.extend(self.variables.iter().cloned());
+        variables
     }
 
     /// Runs to the end, with no input.

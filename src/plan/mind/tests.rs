@@ -38,6 +38,8 @@ struct Desk {
     deaf: bool,
     free: Bytes,
     next_op: u64,
+    /// What the clock says, seconds since the epoch.
+    now: u64,
 }
 
 fn facts() -> HostFacts {
@@ -133,6 +135,7 @@ impl Desk {
             deaf: false,
             free: Bytes::gib(10),
             next_op: 0,
+            now: 1000,
         };
         desk.hear(Event::Opened);
         desk.hear(Event::Recovered { alive, linked });
@@ -144,7 +147,7 @@ impl Desk {
         while !self.events.is_empty() {
             let event = self.events.remove(0);
             let moment = Moment {
-                unix_s: 1000,
+                unix_s: self.now,
                 random: 0x1234_5678_0000_0000 + self.next_op,
                 state_free: self.free,
             };

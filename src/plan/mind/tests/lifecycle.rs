@@ -17,6 +17,21 @@ fn create_and_start_leads_to_a_running_vm_with_a_lease() {
 }
 
 #[test]
+fn clock_that_is_set_back_changes_nothing_but_the_times() {
+    let mut desk = Desk::new(stocked());
+    desk.ask(1, create("dev", Removal::Keep));
+    desk.now = 0;
+    let target = || target("dev");
+    desk.ask(1, Request::Stop { target: target() });
+    desk.ask(1, Request::Start { target: target() });
+    let vm = desk.vms().remove(0);
+    assert_eq!((vm.phase, vm.created_at), (Phase::Running, 1000));
+    assert_eq!(vm.started_at, Some(0));
+    desk.ask(1, create("later", Removal::Keep));
+    assert_eq!(desk.vms().len(), 2);
+}
+
+#[test]
 fn stop_removes_the_run_in_reverse_and_start_makes_it_again() {
     let mut desk = Desk::new(stocked());
     desk.ask(1, create("dev", Removal::Keep));

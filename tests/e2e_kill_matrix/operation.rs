@@ -1,0 +1,90 @@
+//! What is interrupted.
+
+/// The only VM of a cell.
+pub const VM: &str = "m";
+/// What it boots.
+pub const IMAGE: &str = "debian-minimal";
+/// The kernel that is pulled and the one that VMs boot.
+const KERNEL: &str = "debian-6.1-cloud";
+
+/// One row group of the matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// `vm create --no-start`
+    Create,
+    /// `vm start`
+    Start,
+    /// Nothing: a VM that runs.
+    Run,
+    /// `vm stop`
+    Stop,
+    /// `vm reset`
+    Reset,
+    /// `vm delete`
+    Delete,
+    /// `kernel pull`: a download, unpacked and kept.
+    Pull,
+    /// `image pull`: a file system made from packages and kept.
+    Build,
+}
+
+impl Operation {
+    /// For the table.
+    pub fn word(self) -> &'static str {
+        match self {
+            Operation::Create => "create",
+            Operation::Start => "start",
+            Operation::Run => "run",
+            Operation::Stop => "stop",
+            Operation::Reset => "reset",
+            Operation::Delete => "delete",
+            Operation::Pull => "image pull",
+            Operation::Build => "image build",
+        }
+    }
+
+    /// Whether it is about a VM.
+    pub fn has_vm(self) -> bool {
+        !matches!(self, Operation::Pull | Operation::Build)
+    }
+
+    /// The commands before it.
+    pub fn before(self) -> Vec<Vec<&'static str>> {
+        let create = Operation::Create.command();
+        match self {
+            Operation::Create | Operation::Pull | Operation::Build => vec![],
+            Operation::Start | Operation::Reset | Operation::Delete => vec![create],
+            Operation::Run | Operation::Stop => vec![create, vec!["vm", "start", VM]],
+        }
+    }
+
+    /// The command that is interrupted.
+    pub fn command(self) -> Vec<&'static str> {
+        match self {
+            Operation::Create => vec![
+                "vm",
+                "create",
+                "--no-start",
+                "--name",
+                VM,
+                "--image",
+                IMAGE,
+                "--init",
+                "agent",
+                "--vcpu",
+                "1",
+                "--memory",
+                "128M",
+                "--disk-size",
+                "1G",
+            ],
+            Operation::Start => vec!["vm", "start", VM],
+            Operation::Run => vec!["vm", "show", VM],
+            Operation::Stop => vec!["vm", "stop", VM],
+            Operation::Reset => vec!["vm", "reset", VM],
+            Operation::Delete => vec!["vm", "delete", VM],
+            Operation::Pull => vec!["kernel", "pull", "--force", KERNEL],
+            Operation::Build => vec!["image", "pull", "--force", IMAGE],
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! One cell of the matrix, from a clean host to a clean host.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::Command;
+
+use crate::fault::{Fault, Object};
+use crate::lab::Lab;
+use crate::operation::{Operation, VM};
+use crate::support::{COMMAND_DEADLINE, is_root, skip};
+use crate::table::{Table, Verdict};
+
+/// Where a VM that runs is struck, for want of a step.
+const AT_REST: &str = "at rest";
+
+/// Plays the cells of an operation and writes its table; fails if one does.
+pub fn matrix(operation: Operation) {
+    let test = format!("kill matrix of {}", operation.word());
+    if !is_root() {
+        return skip(&test, "taps, mounts and control groups need root");
+    }
+    let Some(mut lab) = Lab::new(operation) else {
+        return skip(
+            &test,
+            "BANGER_FAIL_POINTS_BIN names no program with fail-points",
+        );
+    };
+    let places = places(&lab, operation);
+    let all = std::env::var("BANGER_KILL_MATRIX").is_ok_and(|which| which == "all");
+    let mut table = Table::new(operation);
+    let faults = Fault::of(operation);
+    // An image takes most of a minute each time.
+    let faults = match operation == Operation::Build && !all {
+        true => &faults[..1],
+        false => faults,
+    };
+    for (number, fault) in faults.iter().enumerate() {
+        // A few: each fault once, at the first place after a different one where there
+        // is something to do it to.
+        let start = if all { 0 } else { number * 5 % places.len() };
+        let order = places[start..].iter().chain(&places[..start]);
+        for place in order {
+            let verdict = cell(&mut lab, operation, place, *fault);
+            println!("{} {place} {}: {verdict}", operation.word(), fault.word());
+            let was_there = verdict != Verdict::NotThere;
+            table.note(place, *fault, verdict);
+            if was_there && !all {
+                break;
+            }
+        }
+    }
+    table.write();
+    assert_eq!(table.failures(), [""; 0]);
+}
+
+/// The negative control: what a cell might leave is a difference.
+pub fn planted() {
+    let test = "what_is_planted_on_the_host_is_seen";
+    if !is_root() {
+        return skip(test, "links and mounts need root");
+    }
+    let Some(lab) = Lab::new(Operation::Create) else {
+        return skip(
+            test,
+            "BANGER_FAIL_POINTS_BIN names no program with fail-points",
+        );
+    };
+    let state = lab.banger.state();
+    let id = format!("{:08x}", std::process::id());
+    let tap = format!("bgr-{id}");
+    let ip = |words: &[&str]| Command::new("ip").args(words).status();
+    std::fs::create_dir_all(state.join("vms").join(&id)).expect("the state takes a folder");
+    std::fs::write(lab.banger.runtime().join("left"), "").expect("it takes a file");
+    ip(&["link", "add", &tap, "type", "dummy"]).expect("ip is installed");
+    let mut child = Command::new("sleep")
+        .arg("1000")
+        .env("LEFT", &state)
+        .spawn()
+        .expect("sleep is installed");
+    let seen = lab
+        .differs(lab.baseline.as_ref(), Fault::KillDaemon)
+        .join("\n");
+    child.kill().expect("a child of ours can be killed");
+    child.wait().expect("a child of ours can be reaped");
+    ip(&["link", "delete", &tap]).expect("ip is installed");
+    for words in ["+ link bgr-", "/vms/ID", "/left", "+ process sleep"] {
+        assert!(seen.contains(words), "no {words:?} in {seen}");
+    }
+}
+
+/// The boundaries that the operation reaches when nothing goes wrong.
+fn places(lab: &Lab, operation: Operation) -> Vec<String> {
+    if operation == Operation::Run {
+        return vec![AT_REST.to_owned()];
+    }
+    prepare(lab, operation);
+    let places = lab.point.traced(|| {
+        lab.banger.ok(&operation.command());
+    });
+    let left = clear(lab, operation, Fault::KillDaemon);
+    assert_eq!(left, None, "before anything was interrupted");
+    places
+}
+
+/// Plays a cell; after a failure the next one gets a fresh lab.
+fn cell(lab: &mut Lab, operation: Operation, place: &str, fault: Fault) -> Verdict {
+    let played = catch_unwind(AssertUnwindSafe(|| {
+        prepare(lab, operation);
+        let verdict = match operation {
+            Operation::Run => strike_at_rest(lab, fault),
+            _ => interrupt(lab, operation, place, fault),
+        };
+        clear(lab, operation, fault).unwrap_or(verdict)
+    }));
+    let verdict = played.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        Verdict::Fail(text.unwrap_or_else(|| "a panic without words".to_owned()))
+    });
+    if fault == Fault::Gone(Object::Tables) {
+        // They are made again by the next start; what is compared with has them.
+        *lab = Lab::new(operation).expect("there was one before");
+    }
+    if let Verdict::Fail(why) = &verdict {
+        let log = std::fs::read_to_string(lab.banger.state().join("bangerd.log"));
+        let log = log.unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        println!("FAIL {place} {}: {why}", fault.word());
+        println!("{}", lines[lines.len().saturating_sub(60)..].join("\n"));
+        *lab = Lab::new(operation).expect("there was one before");
+    }
+    verdict
+}
+
+fn prepare(lab: &Lab, operation: Operation) {
+    lab.point.clear();
+    for command in operation.before() {
+        lab.banger.ok(&command);
+    }
+}
+
+fn interrupt(lab: &Lab, operation: Operation, place: &str, fault: Fault) -> Verdict {
+    lab.point.arm(&format!("{place} {}", fault.action()));
+    let client = lab.banger.start(&operation.command());
+    if !lab.point.wait_or_end(client.pid()) {
+        client.finish(COMMAND_DEADLINE);
+        return Verdict::Fail("the place was not reached".to_owned());
+    }
+    let mut there = true;
+    if fault.action() == "hang" {
+        there = fault.strike(lab);
+        match there {
+            true => lab.point.go(),
+            // Nothing to strike: the daemon is, so that a guest need not boot for it.
+            false => lab.banger.kill_daemon(),
+        }
+    }
+    client.finish(COMMAND_DEADLINE);
+    lab.point.clear();
+    lab.disk.free();
+    let verdict = judge(lab, operation, fault);
+    match (there, verdict) {
+        (false, verdict @ Verdict::Fail(_)) | (true, verdict) => verdict,
+        (false, _) => Verdict::NotThere,
+    }
+}
+
+/// A VM that runs is struck; it then answers, ends by itself, or can be stopped.
+fn strike_at_rest(lab: &Lab, fault: Fault) -> Verdict {
+    if fault == Fault::Busy || !fault.strike(lab) {
+        return Verdict::NotThere;
+    }
+    let ends = matches!(fault, Fault::KillVmm | Fault::Gone(Object::Cgroup));
+    if ends {
+        crate::support::events::ask_until(|| lab.banger.phase(VM), |phase| phase == "stopped");
+    }
+    if fault == Fault::KillDaemon {
+        return judge(lab, Operation::Run, fault);
+    }
+    let stopped = lab.banger.run(&["vm", "stop", VM]);
+    lab.disk.free();
+    match stopped.code() {
+        Some(0) => judge(lab, Operation::Run, fault),
+        _ => Verdict::Fail(format!("it cannot be stopped: {}", stopped.error())),
+    }
+}
+
+/// What came of it, once everything rests.
+fn judge(lab: &Lab, operation: Operation, fault: Fault) -> Verdict {
+    if !operation.has_vm() {
+        return match lab.has(operation) {
+            true => Verdict::Done,
+            false => as_before(lab.differs(lab.baseline.as_ref(), fault)),
+        };
+    }
+    let (phase, reason) = lab.rest().unwrap_or_default();
+    match (phase.as_str(), operation) {
+        ("", Operation::Delete) => done(lab.differs(lab.baseline.as_ref(), fault)),
+        ("", _) => as_before(lab.differs(lab.baseline.as_ref(), fault)),
+        ("stopped", Operation::Start | Operation::Run | Operation::Delete) => {
+            as_before(lab.differs(lab.stopped.as_ref(), fault))
+        }
+        ("stopped", _) => done(lab.differs(lab.stopped.as_ref(), fault)),
+        ("running", _) => answers(lab, fault),
+        (phase, _) => Verdict::Fail(format!("it is {phase}: {reason}")),
+    }
+}
+
+fn answers(lab: &Lab, fault: Fault) -> Verdict {
+    let ran = lab.banger.run(&["vm", "exec", VM, "--", "echo", "here"]);
+    match (ran.text().trim(), fault) {
+        ("here", Fault::KillDaemon) => Verdict::Adopted,
+        ("here", _) => Verdict::Done,
+        _ => Verdict::Fail(format!("it runs and does not answer: {ran:?}")),
+    }
+}
+
+fn as_before(changes: Vec<String>) -> Verdict {
+    match changes.is_empty() {
+        true => Verdict::AsBefore,
+        false => Verdict::Fail(changes.join("; ")),
+    }
+}
+
+fn done(changes: Vec<String>) -> Verdict {
+    match as_before(changes) {
+        Verdict::AsBefore => Verdict::Done,
+        other => other,
+    }
+}
+
+/// Removes what the cell made; what is left of it then is a failure.
+fn clear(lab: &Lab, operation: Operation, fault: Fault) -> Option<Verdict> {
+    if !operation.has_vm() {
+        if lab.has(operation) {
+            lab.forget(operation);
+        }
+    } else if lab.rest().is_some() {
+        let ran = lab.banger.run(&["vm", "delete", VM]);
+        if ran.code() != Some(0) {
+            return Some(Verdict::Fail(format!(
+                "it cannot be deleted: {}",
+                ran.error()
+            )));
+        }
+    }
+    let changes = lab.differs(lab.baseline.as_ref(), fault);
+    (!changes.is_empty()).then(|| Verdict::Fail(format!("deleted: {}", changes.join("; "))))
+}
