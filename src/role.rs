@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::host::{console, launch};
+use crate::host::{console, launcher};
 use crate::vmm::fitness;
 use crate::{agent, cli, daemon, helper};
 
@@ -53,7 +53,7 @@ impl Role {
 pub fn run() -> ExitCode {
     let (role, arguments) = decide(std::env::args_os().collect(), std::process::id());
     match role {
-        Role::Launch => launch::run(arguments),
+        Role::Launch => launcher::run(arguments),
         Role::ConsoleLog => console::run(arguments),
         Role::KvmProbe => fitness::run(),
         Role::Init => agent::init_main(),

@@ -130,6 +130,11 @@ const KNOWN: &[Known] = &[
         hint: "VMMs are then found by their command lines: mount cgroup2 (`mount -t cgroup2 none /sys/fs/cgroup/unified`).",
     },
     Known {
+        name: "users",
+        missing: Verdict::Warn,
+        hint: "VMs then run as root, without capabilities: give bangerd all of root's capabilities and ids, or run it as an ordinary user.",
+    },
+    Known {
         name: "git",
         missing: Verdict::Warn,
         hint: "`vm run PATH` needs it: `apt install git`.",

@@ -16,6 +16,7 @@ use smol::io::{AsyncReadExt, AsyncWriteExt};
 use smol::{Async, Timer};
 
 use crate::failure::Failure;
+use crate::host::socket::{self, Pinned};
 use crate::proto::agent::{AGENT_VERSION, AgentCall, AgentRequest};
 use crate::proto::frame::{Decoder, Frame, Kind, encoded_json};
 use crate::proto::guest::{GuestCall, GuestConfig, ReadyAck};
@@ -57,7 +58,7 @@ pub fn listen(path: &Path) -> io::Result<Async<UnixListener>> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    Async::new(UnixListener::bind(path)?)
+    Async::new(socket::listen(path)?)
 }
 
 /// Serves one call of a guest.
@@ -197,7 +198,8 @@ pub async fn dial(socket: &Path, port: u32) -> Result<UnixStream, Failure> {
 fn connect(socket: &Path) -> io::Result<UnixStream> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let stream = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    rustix::net::connect(&stream, &SocketAddrUnix::new(socket)?)?;
+    let pinned = Pinned::at(socket)?;
+    rustix::net::connect(&stream, &SocketAddrUnix::new(pinned.path())?)?;
     Ok(stream.into())
 }
 

@@ -24,11 +24,17 @@ pub enum Appearance {
     Late,
 }
 
-/// Waits until a process listens on the Unix socket at `path`, in an existing folder.
+/// Waits until a process listens on the Unix socket at `path`, in an existing folder. It
+/// bound it by `name`, which may be shorter.
 ///
 /// inotify(7) tells of the file when it is bound, a system call before listen(2); for
 /// that instant the kernel's table of sockets is looked at again and again.
-pub fn wait_for_socket(path: &Path, maker: &Process, limit: Duration) -> io::Result<Appearance> {
+pub fn wait_for_socket(
+    path: &Path,
+    name: &Path,
+    maker: &Process,
+    limit: Duration,
+) -> io::Result<Appearance> {
     let deadline = Instant::now() + limit;
     let folder = path.parent().unwrap_or(Path::new("/"));
     let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
@@ -42,7 +48,7 @@ pub fn wait_for_socket(path: &Path, maker: &Process, limit: Duration) -> io::Res
             Some(_) => return Ok(Appearance::MakerEnded),
         }
     }
-    while !is_listening(path)? {
+    while !is_listening(name)? {
         if !maker.is_alive() {
             return Ok(Appearance::MakerEnded);
         }
@@ -108,7 +114,8 @@ mod tests {
         let mut child = waiting();
         let maker = Process::pin(Pid::from_child(&child)).unwrap();
         let seen = std::thread::scope(|scope| {
-            let wait = scope.spawn(|| wait_for_socket(&path, &maker, Duration::from_secs(20)));
+            let wait =
+                scope.spawn(|| wait_for_socket(&path, &path, &maker, Duration::from_secs(20)));
             let _listener = UnixListener::bind(&path).unwrap();
             wait.join().unwrap().unwrap()
         });
@@ -123,7 +130,8 @@ mod tests {
         let mut child = waiting();
         let maker = Process::pin(Pid::from_child(&child)).unwrap();
         child.kill().unwrap();
-        let seen = wait_for_socket(&folder.path().join("s"), &maker, Duration::from_secs(20));
+        let path = folder.path().join("s");
+        let seen = wait_for_socket(&path, &path, &maker, Duration::from_secs(20));
         assert_eq!(seen.unwrap(), Appearance::MakerEnded);
         child.wait().unwrap();
     }
@@ -133,7 +141,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut child = waiting();
         let maker = Process::pin(Pid::from_child(&child)).unwrap();
-        let seen = wait_for_socket(&folder.path().join("s"), &maker, Duration::from_millis(20));
+        let path = folder.path().join("s");
+        let seen = wait_for_socket(&path, &path, &maker, Duration::from_millis(20));
         assert_eq!(seen.unwrap(), Appearance::Late);
         child.kill().unwrap();
         child.wait().unwrap();

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
 use crate::plan::step::{Fault, FaultKind, Presence};
@@ -15,9 +15,22 @@ use super::fault::fault;
 /// Sockets and disks are nobody else's business.
 const PRIVATE: u32 = 0o700;
 
-/// Makes the folder with mode 0700, and its parents where they are missing.
-pub fn ensure(path: &Path) -> Result<(), Fault> {
-    if probe(path)? == Presence::Absent {
+/// A folder of ours in which a VM's processes may make files too, and remove their own
+/// (sticky); what is made there belongs to its group.
+const SHARED: u32 = 0o3770;
+
+/// Whose a folder is besides ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Nobody's.
+    Private,
+    /// This group's: a VM's processes, where they have a user of their own.
+    Shared(u32),
+}
+
+/// Makes the folder, and its parents, private, where they are missing.
+pub fn ensure(path: &Path, access: Access) -> Result<(), Fault> {
+    if probe(path, access)? == Presence::Absent {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(PRIVATE);
         builder
@@ -35,11 +48,32 @@ pub fn ensure(path: &Path) -> Result<(), Fault> {
             ),
         ));
     }
-    if mode(&found) != PRIVATE {
-        fs::set_permissions(path, fs::Permissions::from_mode(PRIVATE))
-            .map_err(|error| fault(attempt("make private", path), error))?;
+    let closed = match access {
+        Access::Private => Ok(PRIVATE),
+        // The group first: a change of it takes the set-group-id bit away.
+        Access::Shared(group) if found.gid() != group => {
+            chown(path, None, Some(group)).map(|()| SHARED)
+        }
+        Access::Shared(_) => Ok(SHARED),
+    };
+    closed
+        .and_then(|mode| set_mode(path, &found, mode))
+        .map_err(|error| fault(attempt("set who may use", path), error))
+}
+
+/// Lets others go through a folder of ours, without seeing what is in it.
+pub fn let_through(path: &Path) -> Result<(), Fault> {
+    let found = fs::symlink_metadata(path);
+    found
+        .and_then(|found| set_mode(path, &found, PRIVATE | 0o011))
+        .map_err(|error| fault(attempt("open", path), error))
+}
+
+fn set_mode(path: &Path, found: &fs::Metadata, wanted: u32) -> io::Result<()> {
+    match mode(found) == wanted {
+        true => Ok(()),
+        false => fs::set_permissions(path, fs::Permissions::from_mode(wanted)),
     }
-    Ok(())
 }
 
 /// Removes the folder with all it holds.
@@ -59,10 +93,14 @@ pub fn absent(path: &Path) -> Result<(), Fault> {
     }
 }
 
-/// Present means a real directory of ours with mode 0700.
-pub fn probe(path: &Path) -> Result<Presence, Fault> {
+/// Present means a real directory, used by whom it should be and nobody else.
+pub fn probe(path: &Path, access: Access) -> Result<Presence, Fault> {
+    let is_so = |found: &fs::Metadata| match access {
+        Access::Private => mode(found) == PRIVATE,
+        Access::Shared(group) => mode(found) == SHARED && found.gid() == group,
+    };
     match fs::symlink_metadata(path) {
-        Ok(found) if found.is_dir() && mode(&found) == PRIVATE => Ok(Presence::Present),
+        Ok(found) if found.is_dir() && is_so(&found) => Ok(Presence::Present),
         Ok(_) => Ok(Presence::Different),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Presence::Absent),
         Err(error) => Err(fault(attempt("examine", path), error)),
@@ -87,12 +125,12 @@ mod tests {
     fn made_twice_is_private_and_keeps_its_content() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("vms/0000002a");
-        ensure(&path).unwrap();
+        ensure(&path, Access::Private).unwrap();
         fs::write(path.join("kept"), "x").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        assert_eq!(probe(&path).unwrap(), Presence::Different);
-        ensure(&path).unwrap();
-        assert_eq!(probe(&path).unwrap(), Presence::Present);
+        assert_eq!(probe(&path, Access::Private).unwrap(), Presence::Different);
+        ensure(&path, Access::Private).unwrap();
+        assert_eq!(probe(&path, Access::Private).unwrap(), Presence::Present);
         assert!(path.join("kept").exists());
     }
 
@@ -103,11 +141,11 @@ mod tests {
         fs::create_dir(&outside).unwrap();
         fs::write(outside.join("precious"), "x").unwrap();
         let path = root.path().join("vm");
-        ensure(&path).unwrap();
+        ensure(&path, Access::Private).unwrap();
         symlink(&outside, path.join("link")).unwrap();
         absent(&path).unwrap();
         absent(&path).unwrap();
-        assert_eq!(probe(&path).unwrap(), Presence::Absent);
+        assert_eq!(probe(&path, Access::Private).unwrap(), Presence::Absent);
         assert!(outside.join("precious").exists());
     }
 
@@ -118,9 +156,12 @@ mod tests {
         fs::create_dir(&outside).unwrap();
         let path = root.path().join("vm");
         symlink(&outside, &path).unwrap();
-        assert_eq!(ensure(&path).unwrap_err().kind, FaultKind::Denied);
+        assert_eq!(
+            ensure(&path, Access::Private).unwrap_err().kind,
+            FaultKind::Denied
+        );
         absent(&path).unwrap();
         assert!(outside.exists());
-        assert_eq!(probe(&path).unwrap(), Presence::Absent);
+        assert_eq!(probe(&path, Access::Private).unwrap(), Presence::Absent);
     }
 }

@@ -191,7 +191,7 @@ fn template_path(disk: &Disk<'_>) -> PathBuf {
 fn make_template(disk: &Disk<'_>, path: &Path) -> Result<(), Fault> {
     let attempt = || format!("make disk template {}", path.display());
     let failed = |error: io::Error| fault(attempt(), error);
-    directory::ensure(disk.templates)?;
+    directory::ensure(disk.templates, directory::Access::Private)?;
     check_space(path, Bytes::mib(8), &attempt())?;
     let formatted = Aside::begin(path).map_err(failed)?;
     formatted.file().set_len(disk.size.0).map_err(failed)?;

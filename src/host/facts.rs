@@ -17,6 +17,7 @@ use crate::plan::facts::MIN_FREE;
 use super::bridge::{self, Bridge};
 use super::cgroup::Groups;
 use super::firewall;
+use super::identity::Separation;
 use super::layout::Layout;
 use super::link::Links;
 use super::nft::Tables;
@@ -82,6 +83,7 @@ pub fn findings(look: &Look<'_>) -> Vec<Finding> {
         all.push(finding("firewall", firewall::conflicts(look.bridge.name)));
     }
     all.push(finding("cgroup", cgroup()));
+    all.push(finding("users", users()));
     all.push(free_space(&look.layout.state));
     all
 }
@@ -205,6 +207,15 @@ fn cgroup() -> Result<String, String> {
     match Groups::discover() {
         Some(_) => Ok("version 2, ours to use".to_owned()),
         None => Err("no cgroup v2 hierarchy that we may write to".to_owned()),
+    }
+}
+
+/// Whose processes VMs are. That an ordinary user's VMs are his own is as it should be.
+fn users() -> Result<String, String> {
+    match Separation::discover() {
+        Separation::PerVm => Ok("each VM is a user of its own".to_owned()),
+        Separation::Own(why) if rustix::process::geteuid().is_root() => Err(why),
+        Separation::Own(why) => Ok(format!("VMs run as this user: {why}")),
     }
 }
 

@@ -6,32 +6,38 @@
 //!                          nothing open but what is given
 //! ```
 //!
-//! The launcher closes the gap between fork and bookkeeping: the process is inside the
-//! VM's control group *before* it is the VMM. It never creates the group, so a launcher
-//! that outlives a killed bangerd finds its group removed and ends. Where there is no
-//! group it dies with the thread that started it until just before the exec, and from
-//! fork to exec its command line holds the words that the VMM is found by.
+//! The launcher ([`super::launcher`]) closes the gap between fork and bookkeeping: the
+//! process is inside the VM's control group *before* it is the VMM. It never creates the
+//! group, so a launcher that outlives a killed bangerd finds its group removed and ends.
+//! Where there is no group it dies with the thread that started it until just before the
+//! exec, and from fork to exec its command line holds the words that the VMM is found by.
+//!
+//! It also takes the process's rights: what the program needs of the owner's files comes
+//! as open descriptors, so that it can be a user who reaches none of them.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, Stdio};
 
-use rustix::process::{Pid, Signal};
+use rustix::process::Pid;
 
-use crate::failure::Failure;
 use crate::plan::step::Fault;
-use crate::sys::descriptors::close_all_but;
 
 use super::fault::fault;
+use super::identity::Identity;
 use super::process::Process;
 
 /// The descriptor under which the program finds [`Launch::control`].
 pub const CONTROL_DESCRIPTOR: RawFd = 3;
+/// The descriptor under which the program finds the first of [`Launch::files`]; the
+/// others follow.
+pub const FIRST_FILE: RawFd = 4;
 
 /// A log longer than this starts anew with the next process.
 const LOG_LIMIT: u64 = 256 * 1024;
@@ -53,15 +59,85 @@ pub struct Launch<'a> {
     pub arguments: Vec<OsString>,
     /// The control group to join.
     pub group: Option<PathBuf>,
-    /// Takes its standard error, appended.
-    pub log: &'a Path,
-    /// Its standard output, such as a pipe; the log if `None`.
+    /// Who it runs as; `None` is who we are. Capabilities it has none in either case.
+    pub identity: Option<Identity>,
+    /// Its working directory; `None` is ours.
+    pub directory: Option<&'a Path>,
+    /// What it is given open, in the order of the numbers.
+    pub files: Vec<Inherited>,
+    /// Takes its standard error.
+    pub errors: Errors<'a>,
+    /// Its standard output, such as a pipe; as its standard error if `None`.
     pub output: Option<OwnedFd>,
     /// Its standard input; /dev/null if `None`.
     pub input: Option<OwnedFd>,
     /// A descriptor that it inherits as [`CONTROL_DESCRIPTOR`]; then it has no other
     /// input than /dev/null.
     pub control: Option<OwnedFd>,
+}
+
+/// Where a program's standard error goes.
+#[derive(Debug)]
+pub enum Errors<'a> {
+    /// To the end of this file: for what says little.
+    File(&'a Path),
+    /// Into a descriptor, for what may say much; whoever reads it writes to `log`.
+    Kept {
+        /// Takes the bytes.
+        into: OwnedFd,
+        /// Where they come to rest.
+        log: &'a Path,
+    },
+}
+
+/// What the launcher opens for the program before it gives its rights away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Inherited {
+    /// A file to read.
+    Read(PathBuf),
+    /// A file to read and write.
+    ReadWrite(PathBuf),
+    /// The same, made if it is not there.
+    Log(PathBuf),
+    /// A tap by its name.
+    Tap(String),
+}
+
+impl Inherited {
+    /// As the launcher is told.
+    fn words(&self) -> [&OsStr; 2] {
+        match self {
+            Inherited::Read(path) => ["--read".as_ref(), path.as_os_str()],
+            Inherited::ReadWrite(path) => ["--write".as_ref(), path.as_os_str()],
+            Inherited::Log(path) => ["--log".as_ref(), path.as_os_str()],
+            Inherited::Tap(name) => ["--tap".as_ref(), name.as_ref()],
+        }
+    }
+
+    /// Whether there is a file to open; a tap is looked for when it is opened.
+    pub fn check(&self) -> io::Result<()> {
+        match self {
+            Inherited::Read(path) | Inherited::ReadWrite(path) => fs::metadata(path).map(drop),
+            Inherited::Log(_) | Inherited::Tap(_) => Ok(()),
+        }
+    }
+
+    /// As the launcher reads it; `None` if the word is another one.
+    pub(super) fn from_words(name: &str, value: &OsStr) -> Option<Inherited> {
+        Some(match name {
+            "--read" => Inherited::Read(value.into()),
+            "--write" => Inherited::ReadWrite(value.into()),
+            "--log" => Inherited::Log(value.into()),
+            "--tap" => Inherited::Tap(value.to_str()?.to_owned()),
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for Inherited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.words()[1].display())
+    }
 }
 
 /// A started process.
@@ -73,37 +149,46 @@ pub struct Launched {
     pub child: Child,
     /// The program that it becomes.
     pub program: PathBuf,
-    log: PathBuf,
-    log_start: u64,
+    log: LogPart,
+}
+
+/// The part of a log that a process wrote.
+#[derive(Debug, Clone)]
+pub struct LogPart {
+    path: PathBuf,
+    start: u64,
 }
 
 impl Launch<'_> {
     /// Starts the launcher; it may still end without becoming the program.
     pub fn start(self) -> Result<Launched, Fault> {
         let attempt = format!("start {}", self.program.display());
-        let (log, log_start) = open_log(self.log)
-            .map_err(|error| fault(format!("open {}", self.log.display()), error))?;
-        self.spawn(&log)
+        let opened = match &self.errors {
+            Errors::File(path) => open_log(path).map(|(file, start)| (file.into(), start, *path)),
+            Errors::Kept { into, log } => into.try_clone().map(|into| (into, length(log), *log)),
+        };
+        let (errors, start, log) = opened.map_err(|error| fault(&attempt, error))?;
+        self.spawn(&errors)
             .and_then(|child| {
                 let process = Process::pin(Pid::from_child(&child))?;
                 Ok(Launched {
                     process,
                     child,
                     program: self.program.to_owned(),
-                    log: self.log.to_owned(),
-                    log_start,
+                    log: LogPart {
+                        path: log.to_owned(),
+                        start,
+                    },
                 })
             })
             .map_err(|error| fault(attempt, error))
     }
 
-    fn spawn(&self, log: &File) -> io::Result<Child> {
+    fn spawn(&self, errors: &OwnedFd) -> io::Result<Child> {
         let mut command = Command::new(self.own_program);
         command.arg0("banger").args(["role", "launch", "--parent"]);
         command.arg(std::process::id().to_string());
-        if let Some(group) = &self.group {
-            command.arg("--cgroup").arg(group);
-        }
+        self.order_surroundings(&mut command);
         // Standard input is the one way to hand a descriptor over that no other child,
         // forked by another thread meanwhile, inherits as well.
         match (&self.control, &self.input) {
@@ -115,120 +200,47 @@ impl Launch<'_> {
         command.env_clear().env("PATH", PATH).env("LC_ALL", "C");
         match &self.output {
             Some(output) => command.stdout(output.try_clone()?),
-            None => command.stdout(log.try_clone()?),
+            None => command.stdout(errors.try_clone()?),
         };
-        command.stderr(log.try_clone()?).spawn()
+        command.stderr(errors.try_clone()?).spawn()
+    }
+
+    fn order_surroundings(&self, command: &mut Command) {
+        if let Some(group) = &self.group {
+            command.arg("--cgroup").arg(group);
+        }
+        if let Some(directory) = self.directory {
+            command.arg("--directory").arg(directory);
+        }
+        for file in &self.files {
+            command.args(file.words());
+        }
+        if let Some(identity) = &self.identity {
+            command.arg("--uid").arg(identity.uid.to_string());
+            command.arg("--gid").arg(identity.gid.to_string());
+            for group in &identity.groups {
+                command.arg("--group").arg(group.to_string());
+            }
+        }
     }
 }
 
 impl Launched {
+    /// Its part of the log.
+    pub fn log(&self) -> LogPart {
+        self.log.clone()
+    }
+
     /// The last lines that the process wrote to its log, for an error message.
     pub fn last_words(&self) -> String {
-        tail(&self.log, self.log_start).unwrap_or_else(|error| error.to_string())
+        self.log.last_words()
     }
 }
 
-/// The role `launch`: joins, cleans up, becomes the program. Returns only if that fails;
-/// what it says then goes to the log.
-pub fn run(arguments: Vec<OsString>) -> ExitCode {
-    let failure = match Orders::read(arguments) {
-        Ok(orders) => orders.carry_out(),
-        Err(failure) => failure,
-    };
-    // There is nobody left to tell if this fails too.
-    let _ = writeln!(io::stderr(), "launch: {failure}");
-    ExitCode::from(failure.kind.exit_status())
-}
-
-/// The launcher's own arguments.
-#[derive(Debug, PartialEq, Eq)]
-struct Orders {
-    parent: Option<i32>,
-    group: Option<PathBuf>,
-    control: bool,
-    command: Vec<OsString>,
-}
-
-impl Orders {
-    fn read(arguments: Vec<OsString>) -> Result<Orders, Failure> {
-        let mut orders = Orders {
-            parent: None,
-            group: None,
-            control: false,
-            command: Vec::new(),
-        };
-        let mut words = arguments.into_iter();
-        while let Some(word) = words.next() {
-            match word.to_str() {
-                Some("--parent") => {
-                    let value = words.next();
-                    orders.parent = value.and_then(|value| value.to_str()?.parse().ok());
-                }
-                Some("--cgroup") => orders.group = words.next().map(PathBuf::from),
-                Some("--control") => orders.control = true,
-                Some("--") => orders.command = words.by_ref().collect(),
-                _ => return Err(Failure::usage(format!("read the launcher's word {word:?}"))),
-            }
-        }
-        match orders.command.is_empty() {
-            true => Err(Failure::usage("launch nothing: no program after --")),
-            false => Ok(orders),
-        }
-    }
-
-    fn carry_out(self) -> Failure {
-        match self.prepare() {
-            Ok(()) => {
-                let error = Command::new(&self.command[0])
-                    .args(&self.command[1..])
-                    .exec();
-                Failure::failed(format!("execute {}", self.command[0].display())).because(error)
-            }
-            Err(failure) => failure,
-        }
-    }
-
-    fn prepare(&self) -> Result<(), Failure> {
-        let step = |what: &str, result: io::Result<()>| {
-            result.map_err(|error| Failure::failed(what).because(error))
-        };
-        step("die with the daemon", self.die_with_parent())?;
-        if let Some(group) = &self.group {
-            let what = format!("join control group {}", group.display());
-            step(&what, fs::write(group.join("cgroup.procs"), "0"))?;
-        }
-        step(
-            "start a session",
-            rustix::process::setsid().map(drop).map_err(Into::into),
-        )?;
-        rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
-        step("close what is not inherited", close_all_but(&[]))?;
-        step("hand over the control socket", self.hand_over_control())?;
-        let forget = rustix::process::set_parent_process_death_signal(None);
-        step("outlive the daemon", forget.map_err(Into::into))
-    }
-
-    fn die_with_parent(&self) -> io::Result<()> {
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-        let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
-        match self.parent.is_none() || self.parent == parent {
-            true => Ok(()),
-            // It died before the signal was set.
-            false => Err(io::Error::other("it is gone")),
-        }
-    }
-
-    fn hand_over_control(&self) -> io::Result<()> {
-        if !self.control {
-            return Ok(());
-        }
-        // The lowest free number, since everything above 2 has just been closed.
-        let copy = rustix::io::dup(rustix::stdio::stdin())?;
-        if copy.into_raw_fd() != CONTROL_DESCRIPTOR {
-            return Err(io::Error::other("the descriptor's number is taken"));
-        }
-        let nothing = File::open("/dev/null")?;
-        Ok(rustix::stdio::dup2_stdin(&nothing)?)
+impl LogPart {
+    /// Its last lines, for an error message.
+    pub fn last_words(&self) -> String {
+        tail(&self.path, self.start).unwrap_or_else(|error| error.to_string())
     }
 }
 
@@ -249,9 +261,16 @@ fn open_log(path: &Path) -> io::Result<(File, u64)> {
     Ok((file, 0))
 }
 
+/// Of a file that need not exist.
+fn length(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |found| found.len())
+}
+
 fn tail(log: &Path, start: u64) -> io::Result<String> {
     let mut file = File::open(log)?;
     let end = file.metadata()?.len();
+    // It may have been cut short since.
+    let start = if start <= end { start } else { 0 };
     file.seek(SeekFrom::Start(start.max(end.saturating_sub(TAIL_BYTES))))?;
     let mut bytes = Vec::new();
     file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
@@ -265,43 +284,9 @@ fn tail(log: &Path, start: u64) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
-
-    fn read(words: &[&str]) -> Result<Orders, Failure> {
-        Orders::read(words.iter().map(OsString::from).collect())
-    }
-
-    #[test]
-    fn orders_end_at_the_first_double_dash() {
-        let orders = read(&[
-            "--parent",
-            "7",
-            "--cgroup",
-            "/g/x",
-            "--control",
-            "--",
-            "/bin/x",
-            "--",
-            "--cgroup",
-        ])
-        .unwrap();
-        assert_eq!(
-            orders,
-            Orders {
-                parent: Some(7),
-                group: Some(PathBuf::from("/g/x")),
-                control: true,
-                command: ["/bin/x", "--", "--cgroup"].map(OsString::from).to_vec(),
-            }
-        );
-    }
-
-    #[test]
-    fn unknown_words_and_no_program_are_refused() {
-        assert!(read(&["--what", "--", "x"]).is_err());
-        assert!(read(&["--parent", "7"]).is_err());
-        assert!(read(&["--"]).is_err());
-    }
 
     #[test]
     fn last_words_leave_out_earlier_runs() {

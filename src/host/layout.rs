@@ -11,7 +11,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
 use crate::model::ids::{ContentId, VmId};
@@ -187,9 +187,26 @@ impl Layout {
         self.vm_directory(vm).join("vmm.log")
     }
 
+    /// The folder of the next: where VMs' processes work, so that they reach their
+    /// sockets by short names and need no way through the folders above.
+    pub fn run_directories(&self) -> PathBuf {
+        self.runtime.join("vms")
+    }
+
     /// A VM's folder in the runtime directory.
     pub fn run_directory(&self, vm: VmId) -> PathBuf {
-        self.runtime.join("vms").join(vm.to_string())
+        self.run_directories().join(vm.to_string())
+    }
+
+    /// A path of a run directory as the VM's processes say it.
+    pub fn as_seen_at_work(&self, path: &Path) -> PathBuf {
+        let seen = path.strip_prefix(self.run_directories());
+        seen.unwrap_or(path).to_owned()
+    }
+
+    /// The named pipe between a VM's processes and what keeps their log.
+    pub fn log_pipe(&self, vm: VmId) -> PathBuf {
+        self.run_directory(vm).join("log")
     }
 
     /// The Unix socket by which the host reaches the guest's vsock ports.
@@ -235,8 +252,6 @@ impl Layout {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     fn layout(pairs: &[(&str, &str)], uid: u32) -> Result<Layout, Failure> {

@@ -8,8 +8,10 @@
 //! Reading order: [`layout`], [`directory`], [`disk`] ([`sparse`], [`aside`]), [`reflink`],
 //! [`cow`], [`loopdev`], [`dm`] ([`uevent`]),
 //! [`tap`], [`bridge`] ([`link`], [`sysctl`]), [`nft`], [`rules`], [`forwarding`],
-//! [`cgroup`], [`launch`], [`console`], [`process`], [`appear`], then what they share: [`program`]
-//! ([`pipes`]), [`fault`], and what doctor and the plan are told: [`facts`], [`firewall`]. The steps that are VMMs are carried out in [`crate::vmm::steps`].
+//! [`cgroup`], [`identity`], [`launch`], [`launcher`], [`console`], [`socket`], [`process`],
+//! [`appear`], then what they share: [`program`] ([`pipes`]), [`fault`], and what doctor
+//! and the plan are told: [`facts`], [`firewall`]. The steps that are VMMs are carried out
+//! in [`crate::vmm::steps`].
 
 pub mod appear;
 pub mod aside;
@@ -24,7 +26,9 @@ pub mod facts;
 pub mod fault;
 pub mod firewall;
 pub mod forwarding;
+pub mod identity;
 pub mod launch;
+pub mod launcher;
 pub mod layout;
 pub mod link;
 pub mod loopdev;
@@ -35,6 +39,7 @@ pub mod program;
 pub mod reflink;
 pub mod resolver;
 pub mod rules;
+pub mod socket;
 pub mod sparse;
 pub mod sysctl;
 pub mod tap;
@@ -53,6 +58,7 @@ use crate::vmm::initrd::OwnProgram;
 use crate::vmm::steps::Vmms;
 
 use bridge::Bridge;
+use directory::Access;
 use disk::{Disk, Purpose};
 use dm::Snapshot;
 use layout::Layout;
@@ -165,8 +171,8 @@ impl Host for RealHost {
     fn ensure(&self, step: &Step) -> Result<(), Fault> {
         let at = &self.layout;
         match step {
-            Step::VmDirectory { vm } => directory::ensure(&at.vm_directory(*vm)),
-            Step::RunDirectory { vm } => directory::ensure(&at.run_directory(*vm)),
+            Step::VmDirectory { vm } => directory::ensure(&at.vm_directory(*vm), Access::Private),
+            Step::RunDirectory { vm } => self.ensure_run_directory(*vm),
             Step::UpperDisk { vm, size } => {
                 self.ensure_disk(&at.upper_disk(*vm), Purpose::Upper, *size)
             }
@@ -178,9 +184,7 @@ impl Host for RealHost {
             Step::BaseLoop { vm, image } => self.with_base(*vm, image, loopdev::ensure),
             Step::CowLoop { vm, size } => self.ensure_cow_loop(*vm, *size),
             Step::DmSnapshot { vm, size } => self.with_snapshot(*vm, *size, dm::ensure),
-            Step::Tap { vm, subnet } => {
-                tap::ensure(*vm, &self.bridge(*subnet), self.settings.tap_owner)
-            }
+            Step::Tap { vm, subnet } => tap::ensure(*vm, &self.bridge(*subnet), self.tap_user(*vm)),
             Step::NetRules {
                 vm,
                 address,
@@ -233,8 +237,10 @@ impl Host for RealHost {
     fn probe(&self, step: &Step) -> Result<Presence, Fault> {
         let at = &self.layout;
         match step {
-            Step::VmDirectory { vm } => directory::probe(&at.vm_directory(*vm)),
-            Step::RunDirectory { vm } => directory::probe(&at.run_directory(*vm)),
+            Step::VmDirectory { vm } => directory::probe(&at.vm_directory(*vm), Access::Private),
+            Step::RunDirectory { vm } => {
+                directory::probe(&at.run_directory(*vm), self.run_access(*vm))
+            }
             Step::UpperDisk { vm, size } => disk::probe(&at.upper_disk(*vm), *size),
             Step::WorkDisk { vm, size } => disk::probe(&at.work_disk(*vm), *size),
             Step::RootDisk { vm, size, .. } => disk::probe(&at.root_disk(*vm), *size),
@@ -351,6 +357,30 @@ impl RealHost {
             size,
             link: &self.layout.root_device(vm),
         })
+    }
+
+    /// Its parent is the working directory of VMs' processes: they go on to their own
+    /// folder from there, and nowhere else.
+    fn ensure_run_directory(&self, vm: VmId) -> Result<(), Fault> {
+        let access = self.run_access(vm);
+        directory::ensure(&self.layout.run_directory(vm), access)?;
+        match access {
+            Access::Private => Ok(()),
+            Access::Shared(_) => directory::let_through(&self.layout.run_directories()),
+        }
+    }
+
+    fn run_access(&self, vm: VmId) -> Access {
+        match self.vmms.separation().identity(vm) {
+            None => Access::Private,
+            Some(identity) => Access::Shared(identity.gid),
+        }
+    }
+
+    fn tap_user(&self, vm: VmId) -> Option<tap::User> {
+        let identity = self.vmms.separation().identity(vm);
+        let owner = self.settings.tap_owner.map(tap::User::Owner);
+        owner.or_else(|| identity.map(|identity| tap::User::Group(identity.gid)))
     }
 
     fn ensure_disk(&self, path: &Path, purpose: Purpose, size: Bytes) -> Result<(), Fault> {

@@ -2,8 +2,8 @@
 //!
 //! A process id is never stored and never trusted: it may belong to somebody else by
 //! now. A process is recognised by consecutive words of its command line (its
-//! [`Marker`]) and by being ours (same user), looked for in the VM's control group
-//! where there is one, else in all of /proc. A launcher that has not yet become the
+//! [`Marker`]) and by its user (ours, or the VM's own), looked for in the VM's control
+//! group where there is one, else in all of /proc. A launcher that has not yet become the
 //! VMM carries the same words, so it is found too. Zombies have no command line and
 //! are not found.
 
@@ -54,19 +54,19 @@ pub struct Process {
     pidfd: OwnedFd,
 }
 
-/// The live processes of this user with one of these markers, among the members of a
+/// The live processes of these users with one of these markers, among the members of a
 /// control group, or on the whole machine.
 ///
 /// # Errors
 /// /proc or the group cannot be read; a group that is gone has no members.
-pub fn find(markers: &[Marker], group: Option<&Path>) -> io::Result<Vec<Process>> {
+pub fn find(markers: &[Marker], users: &[u32], group: Option<&Path>) -> io::Result<Vec<Process>> {
     let candidates = match group {
         Some(group) => members(group)?,
         None => everyone()?,
     };
-    let uid = rustix::process::geteuid().as_raw();
     let matches = |pid: Pid| {
-        command_line(pid, uid).is_some_and(|line| markers.iter().any(|marker| marker.is_in(&line)))
+        command_line(pid, users)
+            .is_some_and(|line| markers.iter().any(|marker| marker.is_in(&line)))
     };
     let mut found = Vec::new();
     for pid in candidates.into_iter().filter(|pid| matches(*pid)) {
@@ -248,12 +248,13 @@ fn pid(text: &str) -> Option<Pid> {
     text.parse().ok().and_then(Pid::from_raw)
 }
 
-/// The command line of a live process of this user; unreadable means gone or foreign.
-fn command_line(pid: Pid, uid: u32) -> Option<Vec<u8>> {
+/// The command line of a live process of these users; unreadable means gone or foreign.
+/// A process that has just changed its user belongs to root until it executes a program.
+fn command_line(pid: Pid, users: &[u32]) -> Option<Vec<u8>> {
     let folder = Path::new("/proc").join(pid.as_raw_nonzero().to_string());
     let owner = fs::metadata(&folder).ok()?.uid();
     let line = fs::read(folder.join("cmdline")).ok()?;
-    (owner == uid && !line.is_empty()).then_some(line)
+    (users.contains(&owner) && !line.is_empty()).then_some(line)
 }
 
 #[cfg(test)]
@@ -276,6 +277,10 @@ mod tests {
         format!("{word}-{}", std::process::id())
     }
 
+    fn ours() -> [u32; 1] {
+        [rustix::process::geteuid().as_raw()]
+    }
+
     #[test]
     fn a_marker_matches_whole_consecutive_words_only() {
         let line = b"qemu\0-name\0banger-0000002a\0-m\x00512M\0";
@@ -293,13 +298,15 @@ mod tests {
         let mut child = waiting(&["--id", &word]);
         let markers = [Marker::new(["--id", word.as_str()])];
 
-        let found = find(&markers, None).unwrap();
+        let found = find(&markers, &ours(), None).unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].pid(), child.id());
         assert!(found[0].is_alive());
+        let others = [ours()[0] + 1];
+        assert!(find(&markers, &others, None).unwrap().is_empty());
 
         assert!(kill_all(found, Duration::from_secs(20)).unwrap().is_empty());
-        assert!(find(&markers, None).unwrap().is_empty());
+        assert!(find(&markers, &ours(), None).unwrap().is_empty());
         child.wait().unwrap();
     }
 
@@ -324,6 +331,6 @@ mod tests {
     fn a_group_that_is_gone_has_no_members() {
         let markers = [Marker::new(["x"])];
         let gone = Path::new("/nonexistent/group");
-        assert!(find(&markers, Some(gone)).unwrap().is_empty());
+        assert!(find(&markers, &ours(), Some(gone)).unwrap().is_empty());
     }
 }

@@ -24,8 +24,18 @@ const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the kernel may take to take a tap's name away.
 const REMOVAL_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Makes the tap, and our bridge before it. `owner` may open it without privilege.
-pub fn ensure(vm: VmId, bridge: &Bridge<'_>, owner: Option<u32>) -> Result<(), Fault> {
+/// Who may open a tap without privilege. Nobody in particular means anybody who may open
+/// /dev/net/tun (drivers/net/tun.c).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum User {
+    /// This user.
+    Owner(u32),
+    /// The members of this group.
+    Group(u32),
+}
+
+/// Makes the tap, and our bridge before it, for this user.
+pub fn ensure(vm: VmId, bridge: &Bridge<'_>, user: Option<User>) -> Result<(), Fault> {
     let links = Links::open().map_err(|error| fault(attempt(vm), error))?;
     if probe_in(&links, vm, bridge)? == Presence::Present {
         return Ok(());
@@ -34,7 +44,7 @@ pub fn ensure(vm: VmId, bridge: &Bridge<'_>, owner: Option<u32>) -> Result<(), F
     let master = bridge::ensure(&links, bridge)?;
     if find(&links, vm)?.is_none() {
         let events = LinkEvents::open().map_err(failed)?;
-        create(vm, owner).map_err(failed)?;
+        create(vm, user).map_err(failed)?;
         attach(&links, vm, &master)?;
         wait_until_free(&links, vm, &events).map_err(failed)?;
     } else {
@@ -128,10 +138,12 @@ fn find(links: &Links, vm: VmId) -> Result<Option<Link>, Fault> {
     }
 }
 
-fn create(vm: VmId, owner: Option<u32>) -> io::Result<()> {
+fn create(vm: VmId, user: Option<User>) -> io::Result<()> {
     let tap = tun::open(&vm.tap(), FrameHeader::Virtio)?;
-    if let Some(uid) = owner {
-        tun::set_owner(&tap, uid)?;
+    match user {
+        Some(User::Owner(uid)) => tun::set_owner(&tap, uid)?,
+        Some(User::Group(gid)) => tun::set_group(&tap, gid)?,
+        None => {}
     }
     // Last: until here a crash takes the tap with it.
     tun::set_persistent(&tap)

@@ -89,6 +89,9 @@ fn check(text: &str, rule: &Rule) -> Result<(), NameError> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VmId(u32);
 
+/// The bits that [`VmId::user_bits`] keeps.
+pub const USER_BITS: u32 = 0x07ff_ffff;
+
 impl VmId {
     /// Makes an identity of random bits that the caller drew.
     pub const fn from_bits(bits: u32) -> VmId {
@@ -98,6 +101,12 @@ impl VmId {
     /// The 32 bits.
     pub fn bits(self) -> u32 {
         self.0
+    }
+
+    /// What tells this VM's user on the host from those of others: 27 of its bits. No two
+    /// VMs of one store have the same ones.
+    pub fn user_bits(self) -> u32 {
+        self.0 & USER_BITS
     }
 
     /// The name of this VM's tap: `bgr-<id>`, 12 bytes.

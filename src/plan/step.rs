@@ -15,7 +15,7 @@
 //! | `Tap` | interface `bgr-<id>`, a port of our bridge |
 //! | `NetRules` | elements keyed by the tap's name in our one nftables table |
 //! | `Cgroup` | `banger/<id>` where cgroup v2 is ours to use, else nothing |
-//! | `VsockBackend` | the process with `--uds-path <run directory>/vsock` |
+//! | `VsockBackend` | the process with `--uds-path <id>/vsock` |
 //! | `Vmm` | the process with `--id <id>` (launcher, Firecracker) or `-name banger-<id>` |
 //! | `Configured`, `Booted`, `Ready` | none: calls to the VMM, then the agent's call |
 

@@ -390,10 +390,10 @@ impl World {
                 &[K::RunDirectory, K::BaseLoop, K::CowLoop],
                 FaultKind::Missing,
             ),
-            // The folders of its log and of its sockets. A launcher without its group ends
-            // before it becomes the program.
+            // The folder of its sockets and of the pipe for its log. A launcher without its
+            // group ends before it becomes the program.
             Step::VsockBackend { .. } => {
-                lacks(&[K::VmDirectory, K::RunDirectory], FaultKind::Missing)?;
+                lacks(&[K::RunDirectory], FaultKind::Missing)?;
                 lacks(&[K::Cgroup], FaultKind::Exited)
             }
             Step::Vmm { machine, .. } => {

@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use linux_raw_sys::ioctl::{TUNSETIFF, TUNSETOWNER, TUNSETPERSIST};
+use linux_raw_sys::ioctl::{TUNSETGROUP, TUNSETIFF, TUNSETOWNER, TUNSETPERSIST};
 use rustix::fs::{Mode, OFlags};
 use rustix::ioctl::{IntegerSetter, Updater, ioctl};
 
@@ -82,5 +82,14 @@ pub fn set_owner(tap: impl AsFd, uid: u32) -> io::Result<()> {
     let owner = unsafe { IntegerSetter::<{ TUNSETOWNER }>::new_usize(uid as usize) };
     // SAFETY: the opcode and its argument belong together, see above.
     unsafe { ioctl(tap, owner) }?;
+    Ok(())
+}
+
+/// Lets the members of this group open the tap without CAP_NET_ADMIN.
+pub fn set_group(tap: impl AsFd, gid: u32) -> io::Result<()> {
+    // SAFETY: TUNSETGROUP takes an integer and no pointer.
+    let group = unsafe { IntegerSetter::<{ TUNSETGROUP }>::new_usize(gid as usize) };
+    // SAFETY: the opcode and its argument belong together, see above.
+    unsafe { ioctl(tap, group) }?;
     Ok(())
 }

@@ -9,6 +9,8 @@ mod http;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use crate::host::identity::Identity;
+use crate::host::launch::Inherited;
 use crate::host::process::Marker;
 use crate::host::program::Programs;
 use crate::model::ids::VmId;
@@ -38,10 +40,20 @@ impl Vmm for Firecracker {
             parts.control.as_os_str().into(),
             // From the first line on, so that standard output is the guest's console.
             "--log-path".into(),
-            parts.log.as_os_str().into(),
+            parts.log_pipe.as_os_str().into(),
             "--level".into(),
             "Warn".into(),
         ]
+    }
+
+    fn files(&self, _parts: &Parts) -> Vec<Inherited> {
+        Vec::new()
+    }
+
+    /// It opens disks and devices by their paths, through folders that are closed to the
+    /// VM's user: without its jailer it is root, without capabilities.
+    fn identity(&self, _parts: &Parts, user: Identity) -> Identity {
+        Identity { uid: 0, ..user }
     }
 
     fn marker(&self, vm: VmId) -> Marker {
@@ -93,12 +105,9 @@ pub fn requests(parts: &Parts) -> Vec<Request> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let mut requests = vec![
         Request::Logger(api::Logger {
-            log_path: text(&parts.log),
+            log_path: text(&parts.log_pipe),
             level: api::LogLevel::Warning,
             show_level: true,
-        }),
-        Request::Metrics(api::Metrics {
-            metrics_path: text(&parts.metrics),
         }),
         Request::Machine(api::MachineConfiguration {
             vcpu_count: parts.vcpu,
@@ -138,7 +147,7 @@ fn drive(disk: &Disk) -> Request {
         // Flushes of the guest reach the host's disk.
         cache_type: match disk.access {
             Access::ReadOnly => api::CacheType::Unsafe,
-            Access::ReadWrite => api::CacheType::Writeback,
+            Access::ReadWrite | Access::Device => api::CacheType::Writeback,
         },
     })
 }

@@ -39,14 +39,14 @@ pub struct Parts {
     pub control: PathBuf,
     /// The host's side of the guest's vsock.
     pub vsock: PathBuf,
-    /// The socket between QEMU and its vsock back end.
+    /// The socket between QEMU and its vsock back end, as they say it.
     pub vhost: PathBuf,
     /// Takes what the guest writes to its serial console.
     pub console: PathBuf,
-    /// Takes what the VMM has to say.
+    /// Where what the VMM has to say is kept.
     pub log: PathBuf,
-    /// Takes Firecracker's counters.
-    pub metrics: PathBuf,
+    /// The named pipe by which it comes there.
+    pub log_pipe: PathBuf,
 }
 
 /// A disk of a machine.
@@ -67,6 +67,8 @@ pub enum Access {
     ReadOnly,
     /// This machine alone.
     ReadWrite,
+    /// The same, and it is a block device.
+    Device,
 }
 
 /// A machine's network device.
@@ -113,10 +115,10 @@ impl Parts {
             net: net(vm, machine),
             control: layout.control_socket(vm),
             vsock: layout.vsock(vm),
-            vhost: layout.vhost_socket(vm),
+            vhost: layout.as_seen_at_work(&layout.vhost_socket(vm)),
             console: layout.console_log(vm),
             log: layout.vmm_log(vm),
-            metrics: layout.run_directory(vm).join("metrics"),
+            log_pipe: layout.log_pipe(vm),
         }
     }
 }
@@ -133,7 +135,7 @@ fn disks(layout: &Layout, vm: VmId, machine: &Machine) -> Vec<Disk> {
             disk("upper", layout.upper_disk(vm), Access::ReadWrite),
         ],
         RootMode::Reflink => vec![disk("root", layout.root_disk(vm), Access::ReadWrite)],
-        RootMode::DmSnapshot => vec![disk("root", layout.root_device(vm), Access::ReadWrite)],
+        RootMode::DmSnapshot => vec![disk("root", layout.root_device(vm), Access::Device)],
     };
     let modules = layout.kernel(&machine.kernel).join("modules.ext4");
     disks.push(disk("work", layout.work_disk(vm), Access::ReadWrite));
@@ -180,7 +182,7 @@ pub(super) mod tests {
         parts_of(kind, net, RootMode::Overlay)
     }
 
-    fn parts_of(kind: VmmKind, net: NetMode, root: RootMode) -> Parts {
+    pub fn parts_of(kind: VmmKind, net: NetMode, root: RootMode) -> Parts {
         let layout = Layout {
             state: "/s".into(),
             cache: "/c".into(),
@@ -230,15 +232,19 @@ pub(super) mod tests {
 
     #[test]
     fn a_root_of_its_own_is_the_first_disk_and_writable() {
-        for (mode, path) in [
-            (RootMode::Reflink, "/s/vms/0000002a/root.ext4"),
-            (RootMode::DmSnapshot, "/r/vms/0000002a/root"),
+        for (mode, path, access) in [
+            (
+                RootMode::Reflink,
+                "/s/vms/0000002a/root.ext4",
+                Access::ReadWrite,
+            ),
+            (RootMode::DmSnapshot, "/r/vms/0000002a/root", Access::Device),
         ] {
             let parts = parts_of(VmmKind::Firecracker, NetMode::None, mode);
             let root = Disk {
                 name: "root",
                 path: path.into(),
-                access: Access::ReadWrite,
+                access,
             };
             assert_eq!(parts.disks[0], root);
             assert_eq!(parts.disks.len(), 3);

@@ -15,12 +15,13 @@
 //! [`fitness`] found. [`steps`] is what the host calls.
 //!
 //! Reading order: [`machine`], [`qemu`], [`qmp`], [`firecracker`], [`vsock_backend`],
-//! [`steps`]; apart from them [`initrd`], [`fitness`], [`clock`].
+//! [`steps`], [`logs`]; apart from them [`initrd`], [`fitness`], [`clock`].
 
 pub mod clock;
 pub mod firecracker;
 pub mod fitness;
 pub mod initrd;
+mod logs;
 pub mod machine;
 pub mod newc;
 pub mod qemu;
@@ -32,6 +33,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::host::identity::Identity;
+use crate::host::launch::Inherited;
 use crate::host::process::Marker;
 use crate::host::program::Programs;
 use crate::model::ids::VmId;
@@ -50,6 +53,13 @@ pub trait Vmm: Sync {
 
     /// Its arguments for this machine.
     fn arguments(&self, parts: &Parts) -> Vec<OsString>;
+
+    /// What it is given open, in the order of the numbers that its arguments name.
+    fn files(&self, parts: &Parts) -> Vec<Inherited>;
+
+    /// Who it can run as, where its VM has this user: not everything that it opens by
+    /// itself is everybody's.
+    fn identity(&self, parts: &Parts, user: Identity) -> Identity;
 
     /// The words of its command line that only this VM's process has.
     fn marker(&self, vm: VmId) -> Marker;

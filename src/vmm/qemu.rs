@@ -10,7 +10,8 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use crate::host::launch::CONTROL_DESCRIPTOR;
+use crate::host::identity::Identity;
+use crate::host::launch::{CONTROL_DESCRIPTOR, FIRST_FILE, Inherited};
 use crate::host::process::Marker;
 use crate::host::program::Programs;
 use crate::model::ids::VmId;
@@ -36,12 +37,35 @@ impl Vmm for Qemu {
     fn arguments(&self, parts: &Parts) -> Vec<OsString> {
         let mut words = Words(Vec::new());
         machine(&mut words, parts);
-        for disk in &parts.disks {
-            attach(&mut words, disk);
+        for (disk, file) in parts.disks.iter().zip(DISK_FILES..) {
+            attach(&mut words, disk, file);
         }
-        network(&mut words, &parts.net);
+        let tap = DISK_FILES + parts.disks.len();
+        network(&mut words, &parts.net, tap);
         sockets_and_console(&mut words, parts);
         words.0
+    }
+
+    fn files(&self, parts: &Parts) -> Vec<Inherited> {
+        let mut files = vec![
+            Inherited::Read(parts.kernel.clone()),
+            Inherited::Read(parts.initrd.clone()),
+        ];
+        files.extend(parts.disks.iter().map(|disk| match disk.access {
+            Access::ReadOnly => Inherited::Read(disk.path.clone()),
+            Access::ReadWrite | Access::Device => Inherited::ReadWrite(disk.path.clone()),
+        }));
+        if let Net::Tap { name, .. } = &parts.net {
+            files.push(Inherited::Tap(name.clone()));
+        }
+        files
+    }
+
+    fn identity(&self, parts: &Parts, user: Identity) -> Identity {
+        match parts.kind {
+            VmmKind::QemuKvm => user.able_to_open(&[Path::new("/dev/kvm")]),
+            VmmKind::QemuTcg | VmmKind::Firecracker => user,
+        }
     }
 
     fn marker(&self, vm: VmId) -> Marker {
@@ -80,6 +104,15 @@ impl Vmm for Qemu {
             )),
         }
     }
+}
+
+/// The place of the first disk in the list of files: after kernel and initrd.
+const DISK_FILES: usize = 2;
+
+/// The number under which QEMU has the file at this place of the list.
+fn descriptor(file: usize) -> usize {
+    // A small constant, and no negative one.
+    FIRST_FILE as usize + file
 }
 
 /// The name by which a VM's QEMU is known, to us and to whoever reads `ps`.
@@ -147,23 +180,31 @@ fn machine(words: &mut Words, parts: &Parts) {
         "-object",
         format!("memory-backend-memfd,id=memory,size={memory}M,share=on"),
     );
-    words.pair("-kernel", parts.kernel.as_os_str());
-    words.pair("-initrd", parts.initrd.as_os_str());
+    // Read by their paths, which lead to what the launcher has opened: the user that QEMU
+    // runs as need not reach their folders. The same holds for the disks.
+    words.pair("-kernel", format!("/proc/self/fd/{}", descriptor(0)));
+    words.pair("-initrd", format!("/proc/self/fd/{}", descriptor(1)));
     words.pair("-append", OsStr::new(&parts.boot_args));
 }
 
-fn attach(words: &mut Words, disk: &Disk) {
+fn attach(words: &mut Words, disk: &Disk, file: usize) {
     let name = disk.name;
+    let set = descriptor(file);
+    words.pair("-add-fd", format!("fd={set},set={set}"));
     // A shared file is not locked: nobody writes it, and a lock would be one more thing
     // that VMs have in common. An own file is: no two VMMs may ever write it.
     let access = match disk.access {
         Access::ReadOnly => "readonly=on,file.locking=off",
-        Access::ReadWrite => "discard=unmap",
+        Access::ReadWrite | Access::Device => "discard=unmap,auto-read-only=off",
     };
-    words.with_path(
+    // QEMU tells files and devices apart by their path, if nobody else does.
+    let file = match disk.access {
+        Access::ReadOnly | Access::ReadWrite => "file=",
+        Access::Device => "file.driver=host_device,file.filename=",
+    };
+    words.pair(
         "-drive",
-        &format!("if=none,id={name},format=raw,{access},file="),
-        &disk.path,
+        format!("if=none,id={name},format=raw,{access},{file}/dev/fdset/{set}"),
     );
     words.pair(
         "-device",
@@ -171,14 +212,12 @@ fn attach(words: &mut Words, disk: &Disk) {
     );
 }
 
-fn network(words: &mut Words, net: &Net) {
+fn network(words: &mut Words, net: &Net, tap: usize) {
     let mac = match net {
         Net::None => return,
-        Net::Tap { name, mac } => {
-            words.pair(
-                "-netdev",
-                format!("tap,id=net,ifname={name},script=no,downscript=no"),
-            );
+        Net::Tap { mac, .. } => {
+            let descriptor = descriptor(tap);
+            words.pair("-netdev", format!("tap,id=net,fd={descriptor}"));
             mac
         }
         Net::User { mac, publish } => {
@@ -212,9 +251,10 @@ fn sockets_and_console(words: &mut Words, parts: &Parts) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::machine::tests::parts;
+    use super::super::machine::tests::{parts, parts_of};
     use super::*;
     use crate::model::net::NetMode;
+    use crate::model::vm::RootMode;
 
     fn arguments(kind: VmmKind, net: NetMode) -> Vec<String> {
         Qemu.arguments(&parts(kind, net))
@@ -236,12 +276,23 @@ mod tests {
     }
 
     #[test]
-    fn kvm_uses_the_hosts_processor_and_a_tap_needs_no_script() {
+    fn kvm_uses_the_hosts_processor_and_a_tap_comes_open() {
         let words = arguments(VmmKind::QemuKvm, NetMode::Nat).join(" ");
         assert!(words.contains("-accel kvm -cpu host"), "{words}");
-        let tap = "-netdev tap,id=net,ifname=bgr-0000002a,script=no,downscript=no";
-        assert!(words.contains(tap), "{words}");
+        assert!(words.contains("-netdev tap,id=net,fd=10"), "{words}");
+        let files = Qemu.files(&parts(VmmKind::QemuKvm, NetMode::Nat));
+        assert_eq!(files.len(), 7);
+        assert_eq!(files[6], Inherited::Tap("bgr-0000002a".to_owned()));
         assert!(words.contains("mac=06:00:00:00:00:2a"), "{words}");
+    }
+
+    #[test]
+    fn a_block_device_is_named_as_one() {
+        let parts = parts_of(VmmKind::QemuTcg, NetMode::None, RootMode::DmSnapshot);
+        let words = Qemu.arguments(&parts);
+        let root = "if=none,id=root,format=raw,discard=unmap,auto-read-only=off,\
+                    file.driver=host_device,file.filename=/dev/fdset/6";
+        assert!(words.iter().any(|word| word == root), "{words:?}");
     }
 
     #[test]

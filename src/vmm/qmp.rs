@@ -18,6 +18,7 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use crate::host::fault::fault;
+use crate::host::socket;
 use crate::plan::step::{Fault, FaultKind};
 
 use super::Deadline;
@@ -98,7 +99,7 @@ impl Qmp {
     /// Nobody listens; QEMU ends (kind `Exited`) or does not answer in time.
     pub fn connect(path: &Path, deadline: Deadline) -> Result<Qmp, Fault> {
         let attempt = format!("call QEMU at {}", path.display());
-        let stream = UnixStream::connect(path).map_err(|error| fault(&attempt, error))?;
+        let stream = socket::connect(path).map_err(|error| fault(&attempt, error))?;
         let mut qmp = Qmp {
             stream: BufReader::new(stream),
             deadline,

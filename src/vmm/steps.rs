@@ -13,13 +13,12 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use rustix::pipe::{PipeFlags, pipe_with};
-
 use crate::host::appear::{Appearance, wait_for_socket};
 use crate::host::cgroup::Groups;
 use crate::host::console;
 use crate::host::fault::fault;
-use crate::host::launch::{Launch, Launched};
+use crate::host::identity::{self, Separation};
+use crate::host::launch::{Errors, Inherited, Launch, Launched};
 use crate::host::layout::Layout;
 use crate::host::process::{Children, Marker, Process, find, kill_all};
 use crate::host::program::Programs;
@@ -29,6 +28,7 @@ use crate::plan::boot_args::HostClock;
 use crate::plan::step::{Fault, FaultKind, Machine, Presence};
 
 use super::initrd::{self, OwnProgram};
+use super::logs::KEEPER_LIMIT;
 use super::machine::Parts;
 use super::{ControlSocket, Deadline, GuestState, Vmm, clock, vsock_backend};
 
@@ -40,19 +40,20 @@ const CALL_LIMIT: Duration = Duration::from_secs(10);
 const KILL_LIMIT: Duration = Duration::from_secs(20);
 /// How long a process that closed its control socket may take to end.
 const END_LIMIT: Duration = Duration::from_secs(5);
-/// How long a console log may take to end after its VMM.
-const CONSOLE_LIMIT: Duration = Duration::from_secs(2);
 /// How long a VMM that exists already may take to say that it is fine.
 const PROBE_LIMIT: Duration = Duration::from_secs(3);
 
 /// Carries the process steps out on this machine.
 #[derive(Debug)]
 pub struct Vmms {
-    layout: Layout,
+    pub(super) layout: Layout,
     programs: Programs,
     own_program: OwnProgram,
     groups: Option<Groups>,
-    children: Children,
+    separation: Separation,
+    /// Where VMs' processes work.
+    work: PathBuf,
+    pub(super) children: Children,
     clock: OnceLock<Option<HostClock>>,
 }
 
@@ -61,6 +62,8 @@ impl Vmms {
     /// `/init`.
     pub fn new(layout: Layout, programs: Programs, own_program: OwnProgram) -> Vmms {
         Vmms {
+            work: layout.run_directories(),
+            separation: Separation::discover(),
             layout,
             programs,
             own_program,
@@ -73,6 +76,11 @@ impl Vmms {
     /// The control groups of VMs, where there are any.
     pub fn groups(&self) -> Option<&Groups> {
         self.groups.as_ref()
+    }
+
+    /// Whether VMs have users of their own.
+    pub fn separation(&self) -> &Separation {
+        &self.separation
     }
 
     /// The VMM's process, pinned, if it lives: readable when it ends.
@@ -102,19 +110,19 @@ impl Vmms {
             return Ok(());
         }
         self.absent_vsock_backend(vm)?;
-        let (vsock, vhost) = (self.layout.vsock(vm), self.layout.vhost_socket(vm));
+        let vhost = self.layout.vhost_socket(vm);
+        let (seen_vsock, seen_vhost) = (self.seen_vsock(vm), self.layout.as_seen_at_work(&vhost));
+        // Open until the back end listens: what it says before is quoted from there.
+        let (words, errors) = self.log_pipe(vm)?;
         let launched = Launch {
-            own_program: self.own_program.path(),
             program: &vsock_backend::program(&self.programs)?,
-            arguments: vsock_backend::arguments(&vsock, &vhost),
-            group: self.groups.as_ref().map(|groups| groups.path(vm)),
-            log: &self.layout.vmm_log(vm),
-            input: None,
-            output: None,
-            control: None,
+            arguments: vsock_backend::arguments(&seen_vsock, &seen_vhost),
+            ..self.launch(vm, errors, &self.layout.vmm_log(vm))
         }
         .start()?;
-        self.await_socket(launched, &vhost)
+        self.await_socket(launched, &vhost, &seen_vhost, &|| {
+            console::waiting_words(&words)
+        })
     }
 
     /// Ends the vsock back end and removes its sockets.
@@ -142,42 +150,45 @@ impl Vmms {
         self.clear_vmm(vm, machine)?;
         let parts = self.parts(vm, machine)?;
         let vmm = super::of(machine.kind);
+        let user = self.separation.identity(vm);
+        let files = vmm.files(&parts);
+        check_files(&parts, &files, user.is_some())?;
         let control = match vmm.control() {
             ControlSocket::Given => Some(bind(&parts.control)?),
             ControlSocket::Made => None,
         };
+        let (told, errors) = self.log_pipe(vm)?;
+        let (keeper, console) = self.start_keeper(&parts, told)?;
         let launched = Launch {
-            own_program: self.own_program.path(),
             program: &vmm.program(&self.programs)?,
             arguments: vmm.arguments(&parts),
-            group: self.groups.as_ref().map(|groups| groups.path(vm)),
-            log: &parts.log,
-            input: None,
-            output: Some(self.start_console_log(&parts)?),
+            identity: user.map(|user| vmm.identity(&parts, user)),
+            files,
+            output: Some(console),
             control: control.map(Into::into),
+            ..self.launch(vm, errors, &parts.log)
         }
         .start()?;
-        self.await_answer(vmm, launched, &parts)
+        let outcome = self.await_answer(vmm, launched, &parts, &keeper.process);
+        self.children.adopt(keeper.child);
+        outcome
     }
 
-    /// Starts what keeps the guest's console; the end of the pipe that the VMM gets.
-    fn start_console_log(&self, parts: &Parts) -> Result<OwnedFd, Fault> {
-        let attempt = "make a pipe for the console";
-        let (output, input) =
-            pipe_with(PipeFlags::CLOEXEC).map_err(|error| fault(attempt, error))?;
-        let launched = Launch {
+    /// What all launches have in common.
+    pub(super) fn launch<'a>(&'a self, vm: VmId, errors: OwnedFd, log: &'a Path) -> Launch<'a> {
+        Launch {
             own_program: self.own_program.path(),
             program: self.own_program.path(),
-            arguments: console::arguments(&parts.console),
-            group: self.groups.as_ref().map(|groups| groups.path(parts.vm)),
-            log: &parts.log,
-            input: Some(output),
+            arguments: Vec::new(),
+            group: self.groups.as_ref().map(|groups| groups.path(vm)),
+            identity: self.separation.identity(vm),
+            directory: Some(&self.work),
+            files: Vec::new(),
+            errors: Errors::Kept { into: errors, log },
             output: None,
+            input: None,
             control: None,
         }
-        .start()?;
-        self.children.adopt(launched.child);
-        Ok(input)
     }
 
     /// Ends the VMM and what keeps its console, and removes its control socket.
@@ -197,13 +208,7 @@ impl Vmms {
 
     fn clear_vmm(&self, vm: VmId, machine: &Machine) -> Result<(), Fault> {
         self.end(self.vmm_processes(vm)?, "VMM", vm)?;
-        let keepers = self.processes(vm, &[console::marker(&self.layout.console_log(vm))])?;
-        // They end by themselves once they have written what the guest said last.
-        let late = keepers
-            .into_iter()
-            .filter(|keeper| !keeper.ends_within(CONSOLE_LIMIT))
-            .collect();
-        self.end(late, "console log", vm)?;
+        self.end_keeper(vm)?;
         if machine.kind == VmmKind::Firecracker {
             // Made by Firecracker itself, which refuses one that exists.
             remove_socket(&self.layout.vsock(vm))?;
@@ -293,19 +298,26 @@ impl Vmms {
             .flatten()
     }
 
-    fn await_socket(&self, launched: Launched, socket: &Path) -> Result<(), Fault> {
-        let seen = wait_for_socket(socket, &launched.process, START_LIMIT)
+    /// `said` tells what the process wrote last, once it has ended.
+    fn await_socket(
+        &self,
+        launched: Launched,
+        socket: &Path,
+        name: &Path,
+        said: &dyn Fn() -> String,
+    ) -> Result<(), Fault> {
+        let seen = wait_for_socket(socket, name, &launched.process, START_LIMIT)
             .map_err(|error| fault(format!("wait for {}", socket.display()), error));
         let outcome = match seen {
             Ok(Appearance::Listening) => Ok(()),
-            Ok(Appearance::MakerEnded) => Err(ended(&launched)),
+            Ok(Appearance::MakerEnded) => Err(ended(&launched, &said())),
             Ok(Appearance::Late) => Err(Fault::new(
                 FaultKind::Timeout,
                 format!(
                     "wait for {}: not there after {} s; {}",
                     socket.display(),
                     START_LIMIT.as_secs(),
-                    launched.last_words()
+                    said()
                 ),
             )),
             Err(fault) => Err(fault),
@@ -314,9 +326,21 @@ impl Vmms {
         outcome
     }
 
-    fn await_answer(&self, vmm: &dyn Vmm, launched: Launched, parts: &Parts) -> Result<(), Fault> {
+    fn await_answer(
+        &self,
+        vmm: &dyn Vmm,
+        launched: Launched,
+        parts: &Parts,
+        keeper: &Process,
+    ) -> Result<(), Fault> {
+        let log = launched.log();
+        // The keeper ends after the VMM, when everything is in the log.
+        let said = || {
+            keeper.ends_within(KEEPER_LIMIT);
+            log.last_words()
+        };
         if vmm.control() == ControlSocket::Made {
-            return self.await_socket(launched, &parts.control);
+            return self.await_socket(launched, &parts.control, &parts.control, &said);
         }
         let outcome = match vmm.state(&parts.control, Deadline::after(START_LIMIT)) {
             Ok(_) => Ok(()),
@@ -326,12 +350,16 @@ impl Vmms {
                 if matches!(fault.kind, FaultKind::Exited | FaultKind::Other)
                     && launched.process.ends_within(END_LIMIT) =>
             {
-                Err(ended(&launched))
+                Err(ended(&launched, &said()))
             }
             Err(fault) => Err(fault),
         };
         self.children.adopt(launched.child);
         outcome
+    }
+
+    fn seen_vsock(&self, vm: VmId) -> PathBuf {
+        self.layout.as_seen_at_work(&self.layout.vsock(vm))
     }
 
     fn vmm_processes(&self, vm: VmId) -> Result<Vec<Process>, Fault> {
@@ -341,17 +369,17 @@ impl Vmms {
     }
 
     fn vsock_processes(&self, vm: VmId) -> Result<Vec<Process>, Fault> {
-        self.processes(vm, &[vsock_backend::marker(&self.layout.vsock(vm))])
+        self.processes(vm, &[vsock_backend::marker(&self.seen_vsock(vm))])
     }
 
-    fn processes(&self, vm: VmId, markers: &[Marker]) -> Result<Vec<Process>, Fault> {
+    pub(super) fn processes(&self, vm: VmId, markers: &[Marker]) -> Result<Vec<Process>, Fault> {
         self.children.reap();
         let group = self.groups.as_ref().map(|groups| groups.path(vm));
-        find(markers, group.as_deref())
+        find(markers, &identity::owners(vm), group.as_deref())
             .map_err(|error| fault(format!("look for the processes of vm {vm}"), error))
     }
 
-    fn end(&self, processes: Vec<Process>, what: &str, vm: VmId) -> Result<(), Fault> {
+    pub(super) fn end(&self, processes: Vec<Process>, what: &str, vm: VmId) -> Result<(), Fault> {
         let attempt = format!("end the {what} of vm {vm}");
         let left = kill_all(processes, KILL_LIMIT).map_err(|error| fault(&attempt, error))?;
         self.children.reap();
@@ -365,12 +393,11 @@ impl Vmms {
     }
 }
 
-fn ended(launched: &Launched) -> Fault {
-    let words = launched.last_words();
-    let words = if words.is_empty() {
+fn ended(launched: &Launched, said: &str) -> Fault {
+    let words = if said.is_empty() {
         "it said nothing"
     } else {
-        &words
+        said
     };
     Fault::new(
         FaultKind::Exited,
@@ -389,6 +416,23 @@ fn remedy(words: &str) -> Option<String> {
     taken.then(|| {
         "A published port of the host is in use: choose another with `--publish`, or see with `ss -ltnp` who has it.".to_owned()
     })
+}
+
+/// Looks at what the launcher is going to open, while a fault can still name it, and lets
+/// a user of the VM's own read kernel and initrd.
+fn check_files(parts: &Parts, files: &[Inherited], is_another: bool) -> Result<(), Fault> {
+    for file in files {
+        file.check()
+            .map_err(|error| fault(format!("open {file}"), error))?;
+    }
+    for file in [&parts.kernel, &parts.initrd]
+        .into_iter()
+        .filter(|_| is_another)
+    {
+        identity::let_read(file)
+            .map_err(|error| fault(format!("open {} to all", file.display()), error))?;
+    }
+    Ok(())
 }
 
 fn bind(path: &Path) -> Result<UnixListener, Fault> {

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use banger::host::identity::owners;
 use banger::host::loopdev::{self, Role};
 use banger::host::process::{Marker, find, kill_all};
 use banger::host::{Host, disk, dm, reflink};
@@ -155,7 +156,7 @@ impl Real<'_> {
 
     /// Kills the processes with these words and waits for their end.
     fn kill(&self, markers: &[Marker]) {
-        let found = find(markers, None).unwrap();
+        let found = find(markers, &owners(self.vm), None).unwrap();
         assert!(kill_all(found, PATIENCE).unwrap().is_empty());
     }
 
@@ -164,8 +165,7 @@ impl Real<'_> {
     }
 
     fn backend_marker(&self) -> Marker {
-        let vsock = self.lab.host.layout().vsock(self.vm);
-        Marker::new(["--uds-path".into(), vsock.into_os_string()])
+        Marker::new(["--uds-path".to_owned(), format!("{}/vsock", self.vm)])
     }
 
     fn keeper_marker(&self) -> Marker {
@@ -218,7 +218,7 @@ impl Side for Real<'_> {
         };
         if done.is_err() && matches!(step, Step::VsockBackend { .. }) {
             // One without a folder for its socket ends by itself a moment later.
-            for process in find(&[self.backend_marker()], None).unwrap() {
+            for process in find(&[self.backend_marker()], &owners(self.vm), None).unwrap() {
                 process.ends_within(PATIENCE);
             }
         }
@@ -263,7 +263,7 @@ impl Drop for Real<'_> {
         self.held.clear();
         let markers = [self.backend_marker(), self.keeper_marker()];
         for markers in [&self.vmm_markers()[..], &markers] {
-            let found = find(markers, None).unwrap_or_default();
+            let found = find(markers, &owners(self.vm), None).unwrap_or_default();
             let _ = kill_all(found, PATIENCE);
         }
         if let Some(groups) = self.lab.host.vmms().groups() {

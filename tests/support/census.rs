@@ -72,7 +72,7 @@ impl Census {
     }
 }
 
-/// Processes whose arguments or environment name one of these paths.
+/// Processes whose arguments or environment name one of these paths, or that work there.
 pub fn processes_that_mention(marks: &[PathBuf]) -> Vec<u32> {
     let ours = std::process::id();
     let pids = names_in(Path::new("/proc"))
@@ -80,13 +80,16 @@ pub fn processes_that_mention(marks: &[PathBuf]) -> Vec<u32> {
         .filter_map(|name| name.parse().ok());
     pids.filter(|pid| *pid != ours)
         .filter(|pid| {
-            ["cmdline", "environ"].iter().any(|file| {
-                // Gone meanwhile, or not ours to read: then it is not ours at all.
-                let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-                marks
-                    .iter()
-                    .any(|mark| contains(&bytes, mark.as_os_str().as_bytes()))
-            })
+            let place = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+            let works_there = marks.iter().any(|mark| place.starts_with(mark));
+            works_there
+                || ["cmdline", "environ"].iter().any(|file| {
+                    // Gone meanwhile, or not ours to read: then it is not ours at all.
+                    let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+                    marks
+                        .iter()
+                        .any(|mark| contains(&bytes, mark.as_os_str().as_bytes()))
+                })
         })
         .collect()
 }

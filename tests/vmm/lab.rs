@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::Command;
 
+use banger::host::identity::owners;
 use banger::host::layout::Layout;
 use banger::host::process::{Marker, find};
 use banger::host::program::Programs;
@@ -130,13 +131,13 @@ impl Lab {
         let markers = [
             Marker::new(["-name".to_owned(), format!("banger-{}", self.vm)]),
             Marker::new(["--id".to_owned(), self.vm.to_string()]),
-            Marker::new(["--uds-path".into(), self.host.layout().vsock(self.vm)]),
+            Marker::new(["--uds-path".to_owned(), format!("{}/vsock", self.vm)]),
             Marker::new([
                 "console-log".into(),
                 self.host.layout().console_log(self.vm),
             ]),
         ];
-        assert!(find(&markers, None).unwrap().is_empty());
+        assert!(find(&markers, &owners(self.vm), None).unwrap().is_empty());
         assert!(!self.host.layout().run_directory(self.vm).exists());
         if let Some(groups) = self.host.vmms().groups() {
             assert!(!groups.path(self.vm).exists());

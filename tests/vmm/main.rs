@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's helper fails its test")]
 #![allow(clippy::print_stdout, reason = "a skipped test says so")]
 
+mod confined;
 mod firecracker;
 mod kernel;
 mod lab;
@@ -15,7 +16,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use banger::host::Host;
-use banger::host::launch::Launch;
+use banger::host::launch::{Errors, Launch};
 use banger::host::process::Children;
 use banger::model::vm::VmmKind;
 use banger::plan::step::{FaultKind, Presence};
@@ -213,7 +214,10 @@ fn launch(
             .map(Into::into)
             .to_vec(),
         group,
-        log: &folder.join("log"),
+        identity: None,
+        directory: None,
+        files: Vec::new(),
+        errors: Errors::File(&folder.join("log")),
         input: None,
         output: None,
         control: None,

@@ -228,9 +228,11 @@ impl Mind {
         Ok((record, note))
     }
 
+    /// An identity whose user on the host is no other VM's either.
     fn fresh_id(&self) -> VmId {
         let mut bits = (self.moment.random >> 32) as u32;
-        while self.vms.contains_key(&VmId::from_bits(bits)) {
+        let is_taken = |id: VmId| self.vms.keys().any(|vm| vm.user_bits() == id.user_bits());
+        while is_taken(VmId::from_bits(bits)) {
             bits = bits.wrapping_add(1);
         }
         VmId::from_bits(bits)

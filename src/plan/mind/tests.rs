@@ -40,6 +40,8 @@ struct Desk {
     next_op: u64,
     /// What the clock says, seconds since the epoch.
     now: u64,
+    /// The upper half of the random bits: what a new VM's identity is made of.
+    id_bits: u64,
 }
 
 fn facts() -> HostFacts {
@@ -136,6 +138,7 @@ impl Desk {
             free: Bytes::gib(10),
             next_op: 0,
             now: 1000,
+            id_bits: 0x1234_5678_0000_0000,
         };
         desk.hear(Event::Opened);
         desk.hear(Event::Recovered { alive, linked });
@@ -148,7 +151,7 @@ impl Desk {
             let event = self.events.remove(0);
             let moment = Moment {
                 unix_s: self.now,
-                random: 0x1234_5678_0000_0000 + self.next_op,
+                random: self.id_bits + self.next_op,
                 state_free: self.free,
             };
             for action in self.mind.handle(event, moment) {

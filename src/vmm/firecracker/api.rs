@@ -18,8 +18,6 @@ use super::http::{Connection, Response};
 pub enum Request {
     /// `/logger`
     Logger(Logger),
-    /// `/metrics`
-    Metrics(Metrics),
     /// `/machine-config`
     Machine(MachineConfiguration),
     /// `/boot-source`
@@ -52,13 +50,6 @@ pub struct Logger {
 pub enum LogLevel {
     /// What went wrong and what may.
     Warning,
-}
-
-/// Where Firecracker writes its counters, one JSON object a line.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Metrics {
-    /// A file.
-    pub metrics_path: String,
 }
 
 /// Processors and memory.
@@ -182,7 +173,6 @@ impl Request {
     pub fn path(&self) -> String {
         match self {
             Request::Logger(_) => "/logger".to_owned(),
-            Request::Metrics(_) => "/metrics".to_owned(),
             Request::Machine(_) => "/machine-config".to_owned(),
             Request::BootSource(_) => "/boot-source".to_owned(),
             Request::Drive(drive) => format!("/drives/{}", drive.drive_id),
@@ -197,7 +187,6 @@ impl Request {
     pub fn body(&self) -> Vec<u8> {
         match self {
             Request::Logger(body) => json(body),
-            Request::Metrics(body) => json(body),
             Request::Machine(body) => json(body),
             Request::BootSource(body) => json(body),
             Request::Drive(body) => json(body),

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use crate::host::fault::fault;
+use crate::host::socket;
 use crate::plan::step::{Fault, FaultKind};
 
 use super::super::Deadline;
@@ -37,7 +38,7 @@ impl Connection {
     /// Connects; the deadline is for everything that is exchanged.
     pub fn open(path: &Path, deadline: Deadline) -> Result<Connection, Fault> {
         let attempt = format!("call firecracker at {}", path.display());
-        let stream = UnixStream::connect(path).map_err(|error| fault(attempt, error))?;
+        let stream = socket::connect(path).map_err(|error| fault(attempt, error))?;
         Ok(Connection { stream, deadline })
     }
 

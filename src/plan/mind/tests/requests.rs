@@ -396,3 +396,15 @@ fn a_root_mode_that_this_host_lacks_is_refused_before_anything_is_pulled_or_made
     assert!(desk.failure().to_string().contains("not permitted"));
     assert!(desk.steps.is_empty() && desk.jobs.is_empty() && desk.rows.is_empty());
 }
+
+#[test]
+fn no_two_vms_have_the_same_user_on_the_host() {
+    let mut desk = Desk::new(stocked());
+    desk.ask(1, create("a", Removal::Keep));
+    let first = desk.vms()[0].id;
+    // The identity that is drawn differs in the bits that make no user.
+    desk.id_bits = u64::from(first.bits() ^ 0xf800_0000) << 32;
+    desk.ask(2, create("b", Removal::Keep));
+    let second = desk.vms()[1].id;
+    assert_ne!(first.user_bits(), second.user_bits());
+}
