@@ -102,17 +102,18 @@ impl Wanted {
                     .hint("Leave out one of them."),
             );
         }
-        let mut seen = Vec::new();
-        for port in &self.publish {
-            if seen.contains(&port.host) {
+        let mut earlier = self.publish.iter().enumerate();
+        let twice = earlier.find(|(at, port)| {
+            let before = &self.publish[..*at];
+            before.iter().any(|other| other.collides(**port))
+        });
+        match twice {
+            None => Ok(()),
+            Some((_, port)) => {
                 let what = format!("port {} of the host is published twice", port.host);
-                return Err(
-                    Failure::usage(what).hint("Give each `--publish` a host port of its own.")
-                );
+                Err(Failure::usage(what).hint("Give each `--publish` a host port of its own."))
             }
-            seen.push(port.host);
         }
-        Ok(())
     }
 }
 
@@ -189,6 +190,8 @@ mod tests {
         };
         assert!(resolve(ports(Some(NetRequest::None), &["80"]), "").is_err());
         assert!(resolve(ports(None, &["80:1", "80:2"]), "").is_err());
+        assert!(resolve(ports(None, &["80:1", "0.0.0.0:80:2"]), "").is_err());
         assert!(resolve(ports(None, &["80:1", "81:1"]), "").is_ok());
+        assert!(resolve(ports(None, &["80:1", "80:1/udp"]), "").is_ok());
     }
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
 use crate::failure::Failure;
-use crate::host::{Host, resolver};
-use crate::model::net::Subnet;
+use crate::host::{Host, published, resolver};
+use crate::model::net::{PortForward, Subnet};
 use crate::plan::step::{Fault, FaultKind, Step};
 use crate::proto::helper::{
     HELPER_VERSION, HelperCall, HelperReply, HelperRequest, HelperStep, HelperVerb, MAX_LINE,
@@ -127,6 +127,14 @@ impl<H: Host> Helper<H> {
                 "give a guest the address {address}: it is no guest's of {subnet}"
             ));
         }
+        if let (HelperVerb::Ensure, Some(port)) = (verb, self.reserved_port(&step)) {
+            return refused(format!(
+                "publish port {} for uid {}: ports below {} are root's",
+                port.host,
+                self.owner,
+                published::first_for_everybody()
+            ));
+        }
         log::info!(vm:% = step.vm(), kind = step.kind().word(), verb:?; "step");
         let done = match verb {
             HelperVerb::Ensure => self.host.ensure(&step).map(|()| HelperReply::Done {}),
@@ -134,6 +142,17 @@ impl<H: Host> Helper<H> {
             HelperVerb::Probe => self.host.probe(&step).map(HelperReply::from),
         };
         done.unwrap_or_else(HelperReply::from)
+    }
+
+    /// A port that the owner could not take by a program of theirs either.
+    fn reserved_port(&self, step: &Step) -> Option<PortForward> {
+        let first = published::first_for_everybody();
+        match step {
+            Step::NetRules { publish, .. } if self.owner != 0 => {
+                publish.iter().copied().find(|port| port.host < first)
+            }
+            _ => None,
+        }
     }
 
     fn resolver(&self, subnet: Subnet) -> Answer {

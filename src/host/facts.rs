@@ -20,8 +20,8 @@ use super::firewall;
 use super::identity::Separation;
 use super::layout::Layout;
 use super::link::Links;
-use super::nft::Tables;
 use super::program::Programs;
+use super::tables::Tables;
 use super::{disk, program};
 
 const VERSION_DEADLINE: Duration = Duration::from_secs(5);

@@ -14,8 +14,8 @@ use crate::plan::step::{Fault, FaultKind};
 use super::bridge::Bridge;
 use super::fault::fault;
 use super::link::Links;
-use super::nft::Tables;
 use super::sysctl;
+use super::tables::Tables;
 
 /// Lets packets of guests with NAT pass, both ways.
 pub fn ensure(tables: &Tables, bridge: &Bridge<'_>) -> Result<(), Fault> {

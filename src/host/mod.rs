@@ -7,7 +7,8 @@
 //!
 //! Reading order: [`layout`], [`directory`], [`disk`] ([`sparse`], [`aside`]), [`reflink`],
 //! [`cow`], [`loopdev`], [`dm`] ([`uevent`]),
-//! [`tap`], [`bridge`] ([`link`], [`sysctl`]), [`nft`], [`rules`], [`forwarding`],
+//! [`tap`], [`bridge`] ([`link`], [`sysctl`]), [`tables`], [`rules`], [`nft`],
+//! [`published`], [`forwarding`],
 //! [`cgroup`], [`identity`], [`launch`], [`launcher`], [`console`], [`socket`], [`process`],
 //! [`appear`], then what they share: [`program`] ([`pipes`]), [`fault`], and what doctor
 //! and the plan are told: [`facts`], [`firewall`]. The steps that are VMMs are carried out
@@ -36,24 +37,25 @@ pub mod nft;
 pub mod pipes;
 pub mod process;
 pub mod program;
+pub mod published;
 pub mod reflink;
 pub mod resolver;
 pub mod rules;
 pub mod socket;
 pub mod sparse;
 pub mod sysctl;
+pub mod tables;
 pub mod tap;
 pub mod uevent;
 
 use std::io;
-use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use crate::model::ids::{ContentId, VmId};
 use crate::model::net::Subnet;
 use crate::model::units::Bytes;
-use crate::plan::step::{Fault, Outside, Presence, Step};
+use crate::plan::step::{Fault, FaultKind, Presence, Step};
 use crate::vmm::initrd::OwnProgram;
 use crate::vmm::steps::Vmms;
 
@@ -64,9 +66,10 @@ use dm::Snapshot;
 use layout::Layout;
 use link::Links;
 use loopdev::{LoopDevice, Role};
-use nft::{NetRules, Tables};
+use nft::NetRules;
 use program::Programs;
 use reflink::RootDisk;
+use tables::Tables;
 
 /// Whoever can carry out a step: this process, the root helper, or a simulated world.
 pub trait Host: Send + Sync {
@@ -185,15 +188,7 @@ impl Host for RealHost {
             Step::CowLoop { vm, size } => self.ensure_cow_loop(*vm, *size),
             Step::DmSnapshot { vm, size } => self.with_snapshot(*vm, *size, dm::ensure),
             Step::Tap { vm, subnet } => tap::ensure(*vm, &self.bridge(*subnet), self.tap_user(*vm)),
-            Step::NetRules {
-                vm,
-                address,
-                subnet,
-                outside,
-            } => {
-                let rules = self.net_rules(*vm, *address, *subnet, *outside);
-                self.with_tables(|tables| nft::ensure(tables, &rules))
-            }
+            Step::NetRules { .. } => self.on_rules(step, nft::ensure),
             Step::Cgroup { vm } => cgroup::ensure(self.vmms.groups(), *vm),
             Step::VsockBackend { vm } => self.vmms.ensure_vsock_backend(*vm),
             Step::Vmm { vm, machine } => self.vmms.ensure_vmm(*vm, machine),
@@ -217,15 +212,7 @@ impl Host for RealHost {
             Step::CowLoop { vm, .. } => loopdev::absent(*vm, Role::Cow),
             Step::DmSnapshot { vm, .. } => dm::absent(*vm, &at.root_device(*vm)),
             Step::Tap { vm, .. } => tap::absent(*vm),
-            Step::NetRules {
-                vm,
-                address,
-                subnet,
-                outside,
-            } => {
-                let rules = self.net_rules(*vm, *address, *subnet, *outside);
-                self.with_tables(|tables| nft::absent(tables, &rules))
-            }
+            Step::NetRules { .. } => self.on_rules(step, nft::absent),
             Step::Cgroup { vm } => cgroup::absent(self.vmms.groups(), *vm),
             Step::VsockBackend { vm } => self.vmms.absent_vsock_backend(*vm),
             Step::Vmm { vm, machine } => self.vmms.absent_vmm(*vm, machine),
@@ -249,15 +236,7 @@ impl Host for RealHost {
             Step::CowLoop { vm, .. } => self.with_cow_loop(*vm, loopdev::probe),
             Step::DmSnapshot { vm, size } => self.with_snapshot(*vm, *size, dm::probe),
             Step::Tap { vm, subnet } => tap::probe(*vm, &self.bridge(*subnet)),
-            Step::NetRules {
-                vm,
-                address,
-                subnet,
-                outside,
-            } => {
-                let rules = self.net_rules(*vm, *address, *subnet, *outside);
-                self.with_tables(|tables| nft::probe(tables, &rules))
-            }
+            Step::NetRules { .. } => self.on_rules(step, nft::probe),
             Step::Cgroup { vm } => cgroup::probe(self.vmms.groups(), *vm),
             Step::VsockBackend { vm } => self.vmms.probe_vsock_backend(*vm),
             Step::Vmm { vm, machine } => self.vmms.probe_vmm(*vm, machine),
@@ -289,19 +268,31 @@ impl RealHost {
         }
     }
 
-    fn net_rules(
+    /// Carries a verb out on a VM's elements.
+    fn on_rules<T>(
         &self,
-        vm: VmId,
-        address: Ipv4Addr,
-        subnet: Subnet,
-        outside: Outside,
-    ) -> NetRules<'_> {
-        NetRules {
+        step: &Step,
+        verb: impl Fn(&Tables, &NetRules<'_>) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        let Step::NetRules {
             vm,
             address,
+            subnet,
             outside,
-            bridge: self.bridge(subnet),
-        }
+            publish,
+        } = step
+        else {
+            let what = format!("change network rules by step {}", step.kind().word());
+            return Err(Fault::new(FaultKind::Other, what));
+        };
+        let rules = NetRules {
+            vm: *vm,
+            address: *address,
+            outside: *outside,
+            publish,
+            bridge: self.bridge(*subnet),
+        };
+        self.with_tables(|tables| verb(tables, &rules))
     }
 
     fn ensure_root_disk(&self, vm: VmId, image: &ContentId, size: Bytes) -> Result<(), Fault> {

@@ -5,6 +5,8 @@
 //! in family `bridge`, where a packet still has its tap, whatever does not carry the
 //! guest's own addresses is dropped; in family `inet`, what comes in by our bridge
 //! reaches the resolver, or the outside if its address is in `nat`, and nothing else.
+//! What programs of the host and other machines send to a published port is led to its
+//! guest (see [`super::published`]).
 //!
 //! Rejected, not dropped, where the guest is honest: a program in it fails at once
 //! instead of waiting for a timeout.
@@ -24,6 +26,12 @@ pub const TAPS: &str = "taps";
 pub const IDENTITY: &str = "identity";
 /// Set of the guests' addresses that reach the outside (family inet).
 pub const NAT: &str = "nat";
+/// Map from (protocol, address, port) of the host to (address, port) of a guest (inet).
+pub const PUBLISHED: &str = "published";
+/// The same for ports of every address that the host has: from (protocol, port).
+pub const PUBLISHED_EVERYWHERE: &str = "published_everywhere";
+/// Set of (address, protocol, port) of guests that other machines reach (inet).
+pub const REACHED: &str = "reached";
 /// Set of the interfaces whose forwarding we switched on (family inet).
 pub const OPENED: &str = "opened";
 /// What the names of the sets begin with that only say which text is in force.
@@ -53,7 +61,7 @@ pub fn script(bridge: &Bridge<'_>, stale: &[String]) -> String {
 }
 
 fn body(bridge: &Bridge<'_>) -> String {
-    inet(bridge) + &link_layer(bridge)
+    inet(bridge) + &published(bridge.name) + &link_layer(bridge)
 }
 
 fn inet(bridge: &Bridge<'_>) -> String {
@@ -65,6 +73,9 @@ fn inet(bridge: &Bridge<'_>) -> String {
     }}
     set {OPENED} {{
         type ifname
+    }}
+    set {REACHED} {{
+        type ipv4_addr . inet_proto . inet_service
     }}
     chain input {{
         type filter hook input priority filter - 10; policy accept;
@@ -86,17 +97,58 @@ fn inet(bridge: &Bridge<'_>) -> String {
     chain guest_to_outside {{
         oifname "{name}" drop
         ip daddr 169.254.0.0/16 drop
+        ct state established,related ct direction reply accept
         ip saddr != @{NAT} reject with icmpx admin-prohibited
         tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
         accept
     }}
     chain outside_to_guest {{
         ct state established,related accept
+        ct status dnat ip daddr . meta l4proto . th dport @{REACHED} accept
         drop
     }}
     chain postrouting {{
         type nat hook postrouting priority srcnat; policy accept;
         ip saddr @{NAT} oifname != "{name}" masquerade
+    }}
+}}
+"#
+    )
+}
+
+/// What leads published ports to guests. The way out for loopback addresses that comes
+/// with it is closed to what guests send.
+fn published(name: &str) -> String {
+    let table = table(name);
+    format!(
+        r#"table inet {table} {{
+    map {PUBLISHED} {{
+        type inet_proto . ipv4_addr . inet_service : ipv4_addr . inet_service
+    }}
+    map {PUBLISHED_EVERYWHERE} {{
+        type inet_proto . inet_service : ipv4_addr . inet_service
+    }}
+    chain early {{
+        type filter hook prerouting priority raw; policy accept;
+        iifname "{name}" ip daddr 127.0.0.0/8 drop
+    }}
+    chain prerouting {{
+        type nat hook prerouting priority dstnat; policy accept;
+        iifname "{name}" return
+        ip daddr 127.0.0.0/8 return
+        jump to_guest
+    }}
+    chain output {{
+        type nat hook output priority -100; policy accept;
+        jump to_guest
+    }}
+    chain to_guest {{
+        dnat ip to meta l4proto . ip daddr . th dport map @{PUBLISHED}
+        fib daddr type local dnat ip to meta l4proto . th dport map @{PUBLISHED_EVERYWHERE}
+    }}
+    chain from_loopback {{
+        type nat hook postrouting priority srcnat; policy accept;
+        ip saddr 127.0.0.0/8 oifname "{name}" masquerade
     }}
 }}
 "#
@@ -118,6 +170,7 @@ fn link_layer(bridge: &Bridge<'_>) -> String {
         iifname @{TAPS} jump guest
     }}
     chain guest {{
+        ether type ip ip daddr 127.0.0.0/8 drop
         ether type ip iifname . ether saddr . ip saddr @{IDENTITY} accept
         ether type arp iifname . ether saddr . arp saddr ip != @{IDENTITY} drop
         ether type arp iifname . arp saddr ether . arp saddr ip @{IDENTITY} accept

@@ -24,6 +24,22 @@ pub fn set_forwards(interface: &str, on: bool) -> Result<(), Fault> {
     write(&forwarding(interface), on)
 }
 
+/// Whether packets with loopback addresses pass an interface.
+pub fn routes_loopback(interface: &str) -> Result<bool, Fault> {
+    read(&loopback(interface))
+}
+
+/// Lets packets with loopback addresses pass an interface, or not.
+pub fn set_routes_loopback(interface: &str, on: bool) -> Result<(), Fault> {
+    write(&loopback(interface), on)
+}
+
+/// The first port that needs no privilege (`net.ipv4.ip_unprivileged_port_start`).
+pub fn first_unprivileged_port() -> Option<u16> {
+    let text = fs::read_to_string(path("net/ipv4/ip_unprivileged_port_start"));
+    text.ok()?.trim().parse().ok()
+}
+
 /// Switches IPv6 off on an interface; on a kernel without IPv6 there is nothing to do.
 pub fn disable_ipv6(interface: &str) -> Result<(), Fault> {
     let name = ipv6(interface);
@@ -42,6 +58,10 @@ pub fn ipv6_is_disabled(interface: &str) -> Result<bool, Fault> {
 
 fn forwarding(interface: &str) -> String {
     format!("net/ipv4/conf/{interface}/forwarding")
+}
+
+fn loopback(interface: &str) -> String {
+    format!("net/ipv4/conf/{interface}/route_localnet")
 }
 
 fn ipv6(interface: &str) -> String {

@@ -113,6 +113,11 @@ impl VmId {
     pub fn tap(self) -> String {
         format!("bgr-{self}")
     }
+
+    /// The VM whose tap has this name.
+    pub fn of_tap(name: &str) -> Option<VmId> {
+        name.strip_prefix("bgr-")?.parse().ok()
+    }
 }
 
 impl fmt::Display for VmId {

@@ -195,33 +195,121 @@ impl FromStr for Subnet {
     }
 }
 
-/// A TCP port of the host that leads to one of the guest (`-p HOST:GUEST`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// What travels to a published port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Protocol {
+    /// Connections.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        })
+    }
+}
+
+impl FromStr for Protocol {
+    type Err = ChoiceError;
+
+    fn from_str(text: &str) -> Result<Protocol, ChoiceError> {
+        match text {
+            "tcp" => Ok(Protocol::Tcp),
+            "udp" => Ok(Protocol::Udp),
+            _ => Err(ChoiceError::new("protocol", text, "tcp, udp")),
+        }
+    }
+}
+
+/// A port of the host that leads to one of the guest (`-p [ADDRESS:]HOST:GUEST[/udp]`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortForward {
-    /// The host's port, bound on 127.0.0.1.
+    /// The host's address; 0.0.0.0 stands for every one that it has.
+    pub address: Ipv4Addr,
+    /// The host's port.
     pub host: u16,
     /// The guest's port.
     pub guest: u16,
+    /// What is led there.
+    pub protocol: Protocol,
+}
+
+impl PortForward {
+    /// How many a VM may have: a step with all of them fits a line to the root helper.
+    pub const MAX: usize = 32;
+
+    /// A TCP port of 127.0.0.1, as `HOST:GUEST` means it.
+    pub fn local(host: u16, guest: u16) -> PortForward {
+        PortForward {
+            address: Ipv4Addr::LOCALHOST,
+            host,
+            guest,
+            protocol: Protocol::Tcp,
+        }
+    }
+
+    /// Whether both want the same port of the host.
+    pub fn collides(self, other: PortForward) -> bool {
+        let everywhere = self.address.is_unspecified() || other.address.is_unspecified();
+        (self.host, self.protocol) == (other.host, other.protocol)
+            && (everywhere || self.address == other.address)
+    }
+
+    /// Whether other machines can reach it.
+    pub fn faces_outside(self) -> bool {
+        !self.address.is_loopback()
+    }
+
+    /// Whether a program of this host reaches it at 127.0.0.1 or another loopback address.
+    pub fn faces_loopback(self) -> bool {
+        self.address.is_loopback() || self.address.is_unspecified()
+    }
 }
 
 impl fmt::Display for PortForward {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.host, self.guest)
+        if self.address != Ipv4Addr::LOCALHOST {
+            write!(f, "{}:", self.address)?;
+        }
+        write!(f, "{}:{}", self.host, self.guest)?;
+        match self.protocol {
+            Protocol::Tcp => Ok(()),
+            Protocol::Udp => write!(f, "/{}", self.protocol),
+        }
     }
 }
 
 impl FromStr for PortForward {
     type Err = ChoiceError;
 
-    /// Reads `HOST:GUEST`, or `PORT` for the same on both sides; port 0 is refused.
+    /// Reads `[ADDRESS:]HOST:GUEST[/tcp|/udp]`, or `PORT` for the same on both sides; the
+    /// address is 127.0.0.1 where none is said, port 0 is refused.
     fn from_str(text: &str) -> Result<PortForward, ChoiceError> {
-        let error =
-            || ChoiceError::new("port", text, "HOST:GUEST, each 1 to 65535, such as 8080:80");
-        let (host, guest) = text.split_once(':').unwrap_or((text, text));
+        let error = || {
+            let form = "[ADDRESS:]HOST:GUEST[/tcp|/udp], ports 1 to 65535, such as 8080:80";
+            ChoiceError::new("port", text, form)
+        };
+        let (ports, protocol) = match text.split_once('/') {
+            Some((ports, protocol)) => (ports, protocol.parse().map_err(|_| error())?),
+            None => (text, Protocol::Tcp),
+        };
+        let parts: Vec<&str> = ports.split(':').collect();
+        let (address, host, guest) = match parts[..] {
+            [port] => ("127.0.0.1", port, port),
+            [host, guest] => ("127.0.0.1", host, guest),
+            [address, host, guest] => (address, host, guest),
+            _ => return Err(error()),
+        };
         let port = |part: &str| part.parse().ok().filter(|p: &u16| *p > 0).ok_or_else(error);
         Ok(PortForward {
+            address: address.parse().map_err(|_| error())?,
             host: port(host)?,
             guest: port(guest)?,
+            protocol,
         })
     }
 }
@@ -271,23 +359,47 @@ mod tests {
     }
 
     #[test]
-    fn ports_read_pair_and_single_and_refuse_zero() {
-        assert_eq!(
-            "8080:80".parse(),
-            Ok(PortForward {
-                host: 8080,
-                guest: 80
-            })
-        );
-        assert_eq!(
-            "80".parse(),
-            Ok(PortForward {
-                host: 80,
-                guest: 80
-            })
-        );
-        for text in ["0:80", "80:0", "", ":", "70000:1", "a:b"] {
+    fn ports_read_back_as_they_are_shown() {
+        for (text, shown) in [
+            ("8080:80", "8080:80"),
+            ("80", "80:80"),
+            ("127.0.0.1:8080:80/tcp", "8080:80"),
+            ("0.0.0.0:8080:80", "0.0.0.0:8080:80"),
+            ("192.0.2.7:53:5353/udp", "192.0.2.7:53:5353/udp"),
+            ("53/udp", "53:53/udp"),
+        ] {
+            let port: PortForward = text.parse().unwrap();
+            assert_eq!(port.to_string(), shown);
+            assert_eq!(shown.parse(), Ok(port));
+        }
+        for text in [
+            "0:80",
+            "80:0",
+            "",
+            ":",
+            "70000:1",
+            "a:b",
+            "80/sctp",
+            "80/",
+            "x:80:80",
+            "::1:80:80",
+            "1:2:3",
+        ] {
             assert!(text.parse::<PortForward>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn ports_collide_on_one_address_or_where_one_wants_them_all() {
+        let collide = |a: &str, b: &str| {
+            let [a, b]: [PortForward; 2] = [a.parse().unwrap(), b.parse().unwrap()];
+            assert_eq!(a.collides(b), b.collides(a));
+            a.collides(b)
+        };
+        assert!(collide("8080:80", "8080:81"));
+        assert!(collide("8080:80", "0.0.0.0:8080:80"));
+        assert!(!collide("8080:80", "8081:80"));
+        assert!(!collide("8080:80", "8080:80/udp"));
+        assert!(!collide("8080:80", "192.0.2.7:8080:80"));
     }
 }

@@ -50,7 +50,7 @@ pub fn run_plan(vm: VmId, spec: &VmSpec, lease: Option<Lease>, kind: VmmKind) ->
     };
     let mut steps = vec![Step::RunDirectory { vm }];
     steps.extend(snapshot(vm, spec));
-    steps.extend(network(vm, spec.net, lease));
+    steps.extend(network(vm, spec, lease));
     steps.push(Step::Cgroup { vm });
     match kind {
         VmmKind::QemuKvm | VmmKind::QemuTcg => steps.push(Step::VsockBackend { vm }),
@@ -89,8 +89,8 @@ fn snapshot(vm: VmId, spec: &VmSpec) -> Vec<Step> {
     }
 }
 
-fn network(vm: VmId, net: NetMode, lease: Option<Lease>) -> Vec<Step> {
-    let outside = match net {
+fn network(vm: VmId, spec: &VmSpec, lease: Option<Lease>) -> Vec<Step> {
+    let outside = match spec.net {
         NetMode::Isolated => Outside::Closed,
         NetMode::Nat => Outside::Nat,
         NetMode::User | NetMode::None => return Vec::new(),
@@ -105,6 +105,7 @@ fn network(vm: VmId, net: NetMode, lease: Option<Lease>) -> Vec<Step> {
             address,
             subnet,
             outside,
+            publish: spec.publish.clone(),
         },
     ]
 }

@@ -109,6 +109,8 @@ pub enum Step {
         subnet: Subnet,
         /// Whether the outside is reachable.
         outside: Outside,
+        /// Ports of the host that lead to the guest.
+        publish: Vec<PortForward>,
     },
     /// The control group that the VM's processes live in.
     Cgroup {

@@ -9,9 +9,9 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use super::text;
+use super::text::{self, list as texts};
 use crate::model::ids::VmId;
-use crate::model::net::Subnet;
+use crate::model::net::{PortForward, Subnet};
 use crate::plan::step::{Fault, FaultKind, Outside, Presence, Step};
 
 /// Version of this protocol.
@@ -88,6 +88,9 @@ pub enum HelperStep {
         subnet: Subnet,
         /// Whether the outside is reachable.
         nat: bool,
+        /// Ports of the host that lead to the guest: `8080:80`.
+        #[serde(default, skip_serializing_if = "Vec::is_empty", with = "texts")]
+        publish: Vec<PortForward>,
     },
 }
 
@@ -104,11 +107,13 @@ impl HelperStep {
                 address,
                 subnet,
                 outside,
+                publish,
             } => Some(HelperStep::NetRules {
                 vm: *vm,
                 address: *address,
                 subnet: *subnet,
                 nat: *outside == Outside::Nat,
+                publish: publish.clone(),
             }),
             Step::VmDirectory { .. }
             | Step::UpperDisk { .. }
@@ -147,11 +152,13 @@ impl HelperStep {
                 address,
                 subnet,
                 nat,
+                publish,
             } => Step::NetRules {
                 vm: *vm,
                 address: *address,
                 subnet: *subnet,
                 outside: if *nat { Outside::Nat } else { Outside::Closed },
+                publish: publish.clone(),
             },
         }
     }

@@ -66,10 +66,7 @@ fn new_vm() -> NewVm {
         root_disk: Bytes::gib(8),
         root_mode: RootModeRequest::Auto,
         net: NetRequest::Auto,
-        publish: vec![PortForward {
-            host: 8080,
-            guest: 80,
-        }],
+        publish: vec![PortForward::local(8080, 80)],
         init: InitMode::Auto,
         vmm: VmmRequest::Auto,
         env: vec![("EDITOR".to_owned(), "vi".to_owned())],
@@ -417,10 +414,26 @@ fn every_call_of_the_root_helper_has_a_sample_that_loads() {
             address: [172, 30, 0, 2].into(),
             subnet,
             nat: true,
+            publish: Vec::new(),
+        },
+    };
+    let published = HelperRequest::Step {
+        verb: HelperVerb::Ensure,
+        step: HelperStep::NetRules {
+            vm,
+            address: [172, 30, 0, 2].into(),
+            subnet,
+            nat: false,
+            publish: vec!["0.0.0.0:8080:80/udp".parse().unwrap()],
         },
     };
     let resolver = HelperRequest::Resolver { subnet };
-    for (name, request) in [("tap", tap), ("net-rules", rules), ("resolver", resolver)] {
+    for (name, request) in [
+        ("tap", tap),
+        ("net-rules", rules),
+        ("net-rules-published", published),
+        ("resolver", resolver),
+    ] {
         let call = HelperCall {
             v: HELPER_VERSION,
             request,

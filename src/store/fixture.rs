@@ -27,10 +27,7 @@ fn spec(root_mode: RootMode) -> VmSpec {
         root_disk: Bytes::gib(4),
         root_mode,
         net: NetMode::Nat,
-        publish: vec![PortForward {
-            host: 8080,
-            guest: 80,
-        }],
+        publish: vec![PortForward::local(8080, 80)],
         init: InitMode::Auto,
         vmm: VmmRequest::Auto,
         env: vec![("LANG".to_owned(), "C.UTF-8".to_owned())],

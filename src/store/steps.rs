@@ -68,6 +68,9 @@ pub enum StepRow {
         subnet: String,
         /// `closed` or `nat`.
         outside: OutsideRow,
+        /// `8080:80`; rows from before there was this have none.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        publish: Vec<String>,
     },
     /// See `plan::step`.
     Cgroup {},
@@ -143,11 +146,13 @@ impl StepRow {
                 address,
                 subnet,
                 outside,
+                publish,
                 ..
             } => StepRow::NetRules {
                 address: address.to_string(),
                 subnet: subnet.to_string(),
                 outside: OutsideRow::of(*outside),
+                publish: publish.iter().map(ToString::to_string).collect(),
             },
             Step::Cgroup { .. } => StepRow::Cgroup {},
             Step::VsockBackend { .. } => StepRow::VsockBackend {},
@@ -208,11 +213,13 @@ impl StepRow {
                 address,
                 subnet,
                 outside,
+                publish,
             } => Step::NetRules {
                 vm,
                 address: read_text(address)?,
                 subnet: read_text(subnet)?,
                 outside: outside.read(),
+                publish: read_list(publish)?,
             },
             StepRow::Cgroup {} => Step::Cgroup { vm },
             StepRow::VsockBackend {} => Step::VsockBackend { vm },

@@ -225,7 +225,11 @@ fn network(words: &mut Words, net: &Net, tap: usize) {
             // cut all, and libslirp's disable_host_loopback is no option of QEMU's (7.2).
             let mut value = "user,id=net,ipv6=off".to_owned();
             for port in publish {
-                value += &format!(",hostfwd=tcp:127.0.0.1:{}-:{}", port.host, port.guest);
+                let (protocol, address) = (port.protocol, port.address);
+                value += &format!(
+                    ",hostfwd={protocol}:{address}:{}-:{}",
+                    port.host, port.guest
+                );
             }
             words.pair("-netdev", value);
             mac

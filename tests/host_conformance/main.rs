@@ -10,6 +10,7 @@ mod cgroup;
 mod guest;
 mod lab;
 mod packets;
+mod published;
 mod real;
 mod roots;
 mod script;
@@ -54,6 +55,7 @@ fn rules(vm: VmId, address: Ipv4Addr, outside: Outside) -> Step {
         address,
         subnet: subnet(),
         outside,
+        publish: Vec::new(),
     }
 }
 

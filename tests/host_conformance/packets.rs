@@ -17,21 +17,21 @@ use super::guest::{BROADCAST, Envelope, Guest, Seen};
 use super::lab::{self, INTERNET, Lab, PATIENCE, UPLINK, ip, run_program};
 use super::{rules, subnet, tap};
 
-const A: VmId = VmId::from_bits(0xa);
-const B: VmId = VmId::from_bits(0xb);
+pub const A: VmId = VmId::from_bits(0xa);
+pub const B: VmId = VmId::from_bits(0xb);
 
 /// A machine with two guests, and the gateway's Ethernet address.
-struct Scene {
-    a: Guest,
-    b: Guest,
-    gateway_mac: [u8; 6],
+pub struct Scene {
+    pub a: Guest,
+    pub b: Guest,
+    pub gateway_mac: [u8; 6],
 }
 
-fn address_of(vm: VmId) -> Ipv4Addr {
+pub fn address_of(vm: VmId) -> Ipv4Addr {
     subnet().guest(vm.bits()).unwrap()
 }
 
-fn scene(lab: &Lab, outside: Outside) -> Scene {
+pub fn scene(lab: &Lab, outside: Outside) -> Scene {
     for vm in [A, B] {
         lab.host.ensure(&tap(vm)).unwrap();
         lab.host
@@ -47,28 +47,28 @@ fn scene(lab: &Lab, outside: Outside) -> Scene {
 }
 
 impl Scene {
-    fn to_gateway(&self) -> Envelope {
+    pub fn to_gateway(&self) -> Envelope {
         self.a.envelope(self.gateway_mac, subnet().gateway())
     }
 
-    fn to_internet(&self) -> Envelope {
+    pub fn to_internet(&self) -> Envelope {
         self.a.envelope(self.gateway_mac, INTERNET)
     }
 }
 
-fn resolver() -> UdpSocket {
+pub fn resolver() -> UdpSocket {
     let socket = UdpSocket::bind((subnet().gateway(), 53)).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket
 }
 
-fn next_payload(socket: &UdpSocket) -> Vec<u8> {
+pub fn next_payload(socket: &UdpSocket) -> Vec<u8> {
     let mut buffer = [0; 64];
     let (length, _) = socket.recv_from(&mut buffer).unwrap();
     buffer[..length].to_vec()
 }
 
-fn is_answer(seen: &Seen) -> bool {
+pub fn is_answer(seen: &Seen) -> bool {
     matches!(seen, Seen::Udp { payload, .. } if payload == b"answer")
 }
 

@@ -174,6 +174,7 @@ impl Cast {
             address: crate::subnet().guest(guest).unwrap(),
             subnet: crate::subnet(),
             outside,
+            publish: Vec::new(),
         }
     }
 

@@ -64,12 +64,7 @@ impl Mind {
         let name = self.free_name(request.name.as_ref())?;
         self.facts.fit_root(request.root_mode)?;
         let (net, _) = self.network(request)?;
-        if net != NetMode::User && !request.publish.is_empty() {
-            return Err(Failure::usage(format!(
-                "publish ports of vm {name} without the user-mode network"
-            ))
-            .hint("Add `--net user`; a VM with a tap is reached at its own address."));
-        }
+        self.check_ports(&format!("create vm {name}"), net, request)?;
         self.check_space(&name)?;
         let image = self.resolve_image(&request.image)?;
         let kernel = self.resolve_kernel(&request.kernel)?;

@@ -8,9 +8,10 @@
 //! ```
 //!
 //! Reading order: this file, [`wishes`] (what is asked of a VM), [`work`] (operations
-//! under way), [`create`], [`pulls`], [`recover`], [`resolve`], [`queries`].
+//! under way), [`create`], [`ports`], [`pulls`], [`recover`], [`resolve`], [`queries`].
 
 mod create;
+mod ports;
 mod pulls;
 mod queries;
 mod recover;

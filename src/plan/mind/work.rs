@@ -107,7 +107,11 @@ impl Mind {
             Failure::new(failure.kind, format!("start vm {name}: {}", failure.what))
                 .hint(format!("Its memory was set at its creation: `banger vm delete {name}`, then make it with less."))
         });
-        let choice = match fits.and_then(|()| self.facts.choose_vmm(wanted)) {
+        let what = format!("start vm {}", spec.name);
+        let choice = fits
+            .and_then(|()| self.refuse_taken(&what, &spec.publish, Some(id)))
+            .and_then(|()| self.facts.choose_vmm(wanted));
+        let choice = match choice {
             Ok(choice) => choice,
             Err(failure) => return self.start_refused(id, waiters, then, failure),
         };

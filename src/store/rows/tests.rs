@@ -1,6 +1,7 @@
 //! Every row comes back as it went in, and the rows checked in are still read.
 
 use crate::model::vm::RootMode;
+use crate::plan::step::Step;
 use crate::store::fixture::{image, kernel, vm, vm_of};
 
 use super::*;
@@ -69,7 +70,14 @@ fn every_root_mode_is_read_as_it_was_written_and_rows_without_one_are_overlays()
     let before = include_str!("../samples/vm.v1-before-root-modes.json");
     let row = ("0badcafe".to_owned(), before.as_bytes().to_vec());
     let loaded = read(vec![row], Vec::new(), Vec::new()).unwrap();
-    assert_eq!(loaded.vms, [vm()]);
+    // Nor had rules a list of ports then.
+    let mut expected = vm();
+    for step in &mut expected.run_plan {
+        if let Step::NetRules { publish, .. } = step {
+            publish.clear();
+        }
+    }
+    assert_eq!(loaded.vms, [expected]);
 }
 
 #[test]

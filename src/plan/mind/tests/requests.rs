@@ -125,7 +125,10 @@ fn bad_creations_are_refused_with_what_to_type_and_nothing_is_made() {
             "debian-6.1-cloud",
         ),
         (
-            made(|vm| vm.publish = vec!["80".parse().unwrap()]),
+            made(|vm| {
+                vm.net = NetRequest::None;
+                vm.publish = vec!["80".parse().unwrap()];
+            }),
             "--net user",
         ),
         (made(|vm| vm.vmm = VmmRequest::Firecracker), "--vmm qemu"),
@@ -136,6 +139,39 @@ fn bad_creations_are_refused_with_what_to_type_and_nothing_is_made() {
         assert!(said.contains(hint), "{said}");
     }
     assert!(desk.rows.is_empty() && desk.steps.is_empty());
+}
+
+#[test]
+fn port_of_a_running_vm_is_refused_and_free_again_when_that_stops() {
+    let mut desk = Desk::new(stocked());
+    let publishing = |name: &str, port: &str| {
+        made(|vm| {
+            vm.name = Some(name.parse().unwrap());
+            vm.publish = vec![port.parse().unwrap()];
+        })
+    };
+    desk.ask(1, publishing("dev", "8080:80"));
+    for port in ["8080:81", "0.0.0.0:8080:80"] {
+        desk.ask(2, publishing("other", port));
+        assert_eq!(desk.failure().kind, FailureKind::Busy);
+        assert!(desk.failure().what.contains("taken by vm dev"), "{port}");
+    }
+    let resting = publishing("rests", "8080:81");
+    let Request::Create(mut resting) = resting else {
+        panic!("a creation");
+    };
+    resting.then = AfterCreate::Rest;
+    desk.ask(2, Request::Create(resting));
+    let start = || Request::Start {
+        target: target("rests"),
+    };
+    desk.ask(2, start());
+    assert!(desk.failure().what.contains("start vm rests"));
+    assert_eq!(desk.vms().len(), 2, "a refused start deletes nothing");
+    let target = target("dev");
+    desk.ask(1, Request::Stop { target });
+    desk.ask(2, start());
+    assert!(matches!(desk.last_reply(), Reply::Vm(_)));
 }
 
 #[test]
