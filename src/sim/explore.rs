@@ -191,7 +191,7 @@ fn vm_over_a_snapshot_holds_under_interruptions() {
     ];
     let mut run = story(vec![everything]);
     run.facts.device_mapper = crate::plan::facts::Fitness::Fit;
-    let interruptions = number("BANGER_SIM_DEPTH").unwrap_or(1);
+    let interruptions = number("BANGER_SIM_DEPTH").unwrap_or(2);
     let search = Search::of(run, interruptions, Faults::ALL);
     search.assert_holds();
     assert!(search.schedules > 300, "{}", search.schedules);

@@ -54,6 +54,10 @@ fn play(side: &mut impl Side, script: &Script) -> Seen {
                 Ok(())
             }
         };
+        if let Some(vm) = ends_a_vmm(line, outcome.is_err()) {
+            // Whether a back end outlives its VMM depends on what it was reading then.
+            side.turn(&Turn::BackendDies(vm));
+        }
         let mut seen = match &outcome {
             Ok(()) => "ok".to_owned(),
             Err(fault) => word(fault.kind),
@@ -69,6 +73,15 @@ fn play(side: &mut impl Side, script: &Script) -> Seen {
         faults.push(outcome.err().map(|fault| fault.what).unwrap_or_default());
     }
     Seen { lines, faults }
+}
+
+fn ends_a_vmm(line: &Line, failed: bool) -> Option<VmId> {
+    match line {
+        Line::Does(Verb::Absent, Step::Vmm { vm, .. }) => Some(*vm),
+        Line::Does(Verb::Ensure, Step::Vmm { vm, .. }) if failed => Some(*vm),
+        Line::Happens(Turn::VmmDies(vm)) => Some(*vm),
+        _ => None,
+    }
 }
 
 fn word(kind: FaultKind) -> String {

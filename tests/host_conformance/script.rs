@@ -470,7 +470,12 @@ fn processes(vm: VmId) -> Vec<Script> {
             [
                 before_booted(),
                 vec![ensure(booted.clone()), happens(Turn::VmmDies(vm))],
-                vec![ensure(booted.clone()), ensure(vmm.clone())],
+                vec![
+                    ensure(booted.clone()),
+                    ensure(vmm.clone()),
+                    ensure(backend.clone()),
+                ],
+                vec![ensure(vmm.clone())],
                 vec![ensure(booted.clone()), happens(Turn::Pause(vm))],
                 vec![ensure(booted.clone()), happens(Turn::BackendDies(vm))],
                 vec![ensure(vmm.clone()), absent(vmm.clone()), ensure(configured)],
