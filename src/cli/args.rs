@@ -39,6 +39,10 @@ pub struct Banger {
 /// The commands of the first level.
 #[derive(Debug, FromArgs, ArgsInfo)]
 #[argh(subcommand)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "made once, and argh describes no boxes"
+)]
 pub enum Command {
     /// `vm`
     Vm(Vm),

@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::config::sizes::{Machine, Sizes};
 use crate::failure::Failure;
 use crate::model::ids::{ImageName, KernelName, VmName};
+use crate::model::limits::Limits;
 use crate::model::net::{NetRequest, PortForward};
 use crate::model::vm::{InitMode, RootModeRequest, VmmRequest};
 use crate::proto::request::{GitIdentity, NewVm};
@@ -43,6 +44,8 @@ pub struct Wanted {
     pub init: Option<InitMode>,
     /// `--vmm`
     pub vmm: Option<VmmRequest>,
+    /// `--disk-iops`, `--disk-bandwidth`, `--net-bandwidth`, `--cpu-weight`
+    pub limits: Limits,
 }
 
 impl Wanted {
@@ -61,6 +64,7 @@ impl Wanted {
     ) -> Result<NewVm, Failure> {
         let net = self.network(config)?;
         self.check_ports(net)?;
+        let limits = self.limits(config, net)?;
         let sizes = Sizes::resolve(config, machine);
         let workdir = self.workdir.map(|GuestDirectory(directory)| directory);
         Ok(NewVm {
@@ -78,6 +82,7 @@ impl Wanted {
             vmm: self.vmm.unwrap_or(VmmRequest::Auto),
             env: environment(&self.env, variable),
             workdir: workdir.or_else(|| repository.map(str::to_owned)),
+            limits: limits.into(),
             git_identity: identity,
         })
     }
@@ -93,6 +98,26 @@ impl Wanted {
             (None, false) if config.nat() => Ok(NetRequest::Nat),
             (None, false) => Ok(NetRequest::Auto),
         }
+    }
+
+    /// What the options say, else the configuration. Without a network there is nothing to
+    /// limit: only who asks for it here is told.
+    fn limits(&self, config: &Config, net: NetRequest) -> Result<Limits, Failure> {
+        if net == NetRequest::None && self.limits.net_bandwidth.is_some() {
+            let what = "`--net-bandwidth` needs a network, and `--net none` gives none";
+            return Err(Failure::usage(what).hint("Leave out one of them."));
+        }
+        let usual = config.limits();
+        let has_net = net != NetRequest::None;
+        Ok(Limits {
+            disk_iops: self.limits.disk_iops.or(usual.disk_iops),
+            disk_bandwidth: self.limits.disk_bandwidth.or(usual.disk_bandwidth),
+            net_bandwidth: self
+                .limits
+                .net_bandwidth
+                .or(usual.net_bandwidth.filter(|_| has_net)),
+            cpu_weight: self.limits.cpu_weight.or(usual.cpu_weight),
+        })
     }
 
     fn check_ports(&self, net: NetRequest) -> Result<(), Failure> {
@@ -159,6 +184,25 @@ mod tests {
         assert_eq!((vm.vcpu, vm.memory), (1, Bytes::gib(1)));
         assert_eq!(vm.net, NetRequest::None);
         assert_eq!(vm.workdir.as_deref(), Some("/tmp"));
+    }
+
+    #[test]
+    fn limits_come_from_the_options_then_from_the_configuration() {
+        let config = "[vm_defaults]\ndisk_iops = 300\nnet_bandwidth = \"2M\"\ncpu_weight = 50\n";
+        let weight = |net| Wanted {
+            limits: Limits {
+                cpu_weight: Some(400),
+                ..Limits::default()
+            },
+            net,
+            ..Wanted::default()
+        };
+        let vm = resolve(weight(None), config).unwrap();
+        assert_eq!(vm.limits.disk_iops, Some(300));
+        assert_eq!(vm.limits.net_bandwidth, Some(2 << 20));
+        assert_eq!(vm.limits.cpu_weight, Some(400));
+        let alone = resolve(weight(Some(NetRequest::None)), config).unwrap();
+        assert_eq!(alone.limits.net_bandwidth, None);
     }
 
     #[test]

@@ -18,10 +18,13 @@ use super::progress::Stages;
 use super::render;
 use super::send_workspace::{self, REPOSITORY};
 use super::session::OwnFailure;
-use super::values::{DiskSize, EnvPair, GuestDirectory, MemorySize, Vcpu};
+use super::values::{
+    CpuWeight, DiskIops, DiskRate, DiskSize, EnvPair, GuestDirectory, MemorySize, NetRate, Vcpu,
+};
 use super::words::{count, size};
 use crate::failure::{Failure, FailureKind};
 use crate::model::ids::{ImageName, KernelName, VmName};
+use crate::model::limits::Limits;
 use crate::model::net::{NetRequest, PortForward};
 use crate::model::vm::{InitMode, RootModeRequest, VmmRequest};
 use crate::proto::agent::Exec;
@@ -58,6 +61,18 @@ macro_rules! vm_command {
             /// how the root is made writable: auto, dm-snapshot, reflink or overlay
             #[argh(option, arg_name = "mode")]
             pub root_mode: Option<RootModeRequest>,
+            /// most requests per second, of each disk by itself
+            #[argh(option, arg_name = "count")]
+            pub disk_iops: Option<DiskIops>,
+            /// most bytes per second, of each disk by itself
+            #[argh(option, arg_name = "size")]
+            pub disk_bandwidth: Option<DiskRate>,
+            /// most bytes per second on the network, each way by itself
+            #[argh(option, arg_name = "size")]
+            pub net_bandwidth: Option<NetRate>,
+            /// share of busy processors, 1 to 10000; others have 100
+            #[argh(option, arg_name = "weight")]
+            pub cpu_weight: Option<CpuWeight>,
             /// network: auto, nat, user or none
             #[argh(option, arg_name = "mode")]
             pub net: Option<NetRequest>,
@@ -100,6 +115,12 @@ macro_rules! vm_command {
                     workdir: self.workdir.clone(),
                     init: self.init,
                     vmm: self.vmm,
+                    limits: Limits {
+                        disk_iops: self.disk_iops.map(|DiskIops(count)| count),
+                        disk_bandwidth: self.disk_bandwidth.map(|DiskRate(rate)| rate),
+                        net_bandwidth: self.net_bandwidth.map(|NetRate(rate)| rate),
+                        cpu_weight: self.cpu_weight.map(|CpuWeight(weight)| weight),
+                    },
                 }
             }
         }
@@ -150,7 +171,8 @@ vm_command! {
         subcommand,
         name = "create",
         example = "banger vm create --name dev",
-        example = "banger vm create --name dev --no-start --vcpu 4 --memory 8G"
+        example = "banger vm create --name dev --no-start --vcpu 4 --memory 8G",
+        example = "banger vm create --name ci --disk-iops 500 --net-bandwidth 2M --cpu-weight 50"
     )]
     VmCreate {
         /// do not start it

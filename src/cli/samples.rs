@@ -1,5 +1,6 @@
 //! Views for the tests of this room.
 
+use crate::proto::limits::Limits;
 use crate::proto::reply::VmView;
 
 /// A stopped VM.
@@ -28,6 +29,8 @@ pub fn vm(id: &str, name: &str) -> VmView {
         vmm_reason: None,
         pid: None,
         workdir: None,
+        limits: Limits::default(),
+        limits_note: None,
         created_at: 0,
         started_at: None,
         boot_phases: Vec::new(),

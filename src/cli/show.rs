@@ -7,6 +7,7 @@ use super::list::phase_paint;
 use super::render::{self, Paint, Stream, paint, printable};
 use super::words::{ago, lasting, size, stuck_advice};
 use crate::failure::Failure;
+use crate::proto::limits::Limits;
 use crate::proto::reply::VmView;
 
 /// Show everything about a sandbox.
@@ -72,6 +73,27 @@ fn root(vm: &VmView) -> String {
     }
 }
 
+fn disk_limit(limits: &Limits) -> Option<String> {
+    let iops = limits.disk_iops.map(|iops| format!("{iops} requests/s"));
+    let rate = limits
+        .disk_bandwidth
+        .map(|rate| format!("{}/s", size(rate)));
+    let both: Vec<String> = iops.into_iter().chain(rate).collect();
+    (!both.is_empty()).then(|| format!("{} for each disk", both.join(", ")))
+}
+
+fn limits(vm: &VmView) -> impl Iterator<Item = (&'static str, String)> {
+    let each_way = |rate| format!("{}/s each way", size(rate));
+    let weight = |weight: u16| because(&weight.to_string(), vm.limits_note.as_ref());
+    let all = [
+        ("disk limit", disk_limit(&vm.limits)),
+        ("net limit", vm.limits.net_bandwidth.map(each_way)),
+        ("cpu weight", vm.limits.cpu_weight.map(weight)),
+    ];
+    all.into_iter()
+        .filter_map(|(name, value)| value.map(|value| (name, value)))
+}
+
 fn rows(vm: &VmView, now: u64) -> Vec<(&'static str, String)> {
     let mut rows = vec![
         ("name", vm.name.clone()),
@@ -113,6 +135,7 @@ fn rows(vm: &VmView, now: u64) -> Vec<(&'static str, String)> {
     let phase = |(name, end): &(String, u64)| format!("{name} {end} ms");
     let phases: Vec<String> = vm.boot_phases.iter().map(phase).collect();
     optional("boot", (!phases.is_empty()).then(|| phases.join(", ")));
+    rows.extend(limits(vm));
     for warning in &vm.warnings {
         rows.push(("warning", warning.clone()));
     }

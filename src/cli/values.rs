@@ -4,6 +4,7 @@
 use std::str::FromStr;
 
 use crate::config::keys::{check_disk, check_memory, check_vcpu};
+use crate::model::limits::{check_disk_rate, check_iops, check_net_rate, check_weight};
 use crate::model::units::Bytes;
 
 /// A number of virtual processors (`--vcpu`).
@@ -52,6 +53,67 @@ impl FromStr for DiskSize {
         check_disk(size).map_err(|why| format!("a disk of {text}: {why}"))?;
         Ok(DiskSize(size))
     }
+}
+
+/// Requests per second of each disk (`--disk-iops`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskIops(pub u32);
+
+impl FromStr for DiskIops {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<DiskIops, String> {
+        number(text, check_iops).map(DiskIops)
+    }
+}
+
+/// A share of the processors (`--cpu-weight`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CpuWeight(pub u16);
+
+impl FromStr for CpuWeight {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<CpuWeight, String> {
+        number(text, check_weight).map(CpuWeight)
+    }
+}
+
+fn number<T: TryFrom<i64>>(text: &str, check: fn(i64) -> Result<(), String>) -> Result<T, String> {
+    let no_number = || format!("{text:?} is not a whole number");
+    let number: i64 = text.parse().map_err(|_| no_number())?;
+    check(number)?;
+    T::try_from(number).map_err(|_| no_number())
+}
+
+/// Bytes per second of each disk (`--disk-bandwidth`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskRate(pub Bytes);
+
+impl FromStr for DiskRate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<DiskRate, String> {
+        rate(text, check_disk_rate).map(DiskRate)
+    }
+}
+
+/// Bytes per second each way (`--net-bandwidth`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NetRate(pub Bytes);
+
+impl FromStr for NetRate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<NetRate, String> {
+        rate(text, check_net_rate).map(NetRate)
+    }
+}
+
+fn rate(text: &str, check: fn(Bytes) -> Result<(), String>) -> Result<Bytes, String> {
+    let parsed: Result<Bytes, crate::model::units::SizeError> = text.parse();
+    let rate = parsed.map_err(|error| error.to_string())?;
+    check(rate).map(|()| rate)
 }
 
 /// A variable for the guest (`--env KEY=VALUE`, or `--env KEY` for the caller's own value).
@@ -125,6 +187,22 @@ mod tests {
         assert_eq!(memory, "0 of memory: 96M to 1T are possible");
         assert!("99999T".parse::<DiskSize>().is_err());
         assert_eq!("8G".parse(), Ok(DiskSize(Bytes::gib(8))));
+    }
+
+    #[test]
+    fn limits_of_zero_below_it_and_beyond_reason_are_refused() {
+        for text in ["0", "-1", "99999999999", "many", ""] {
+            assert!(text.parse::<DiskIops>().is_err(), "{text}");
+            assert!(text.parse::<CpuWeight>().is_err(), "{text}");
+        }
+        for text in ["0", "-1M", "1B", "9999T", "fast"] {
+            assert!(text.parse::<DiskRate>().is_err(), "{text}");
+            assert!(text.parse::<NetRate>().is_err(), "{text}");
+        }
+        let refused = "0".parse::<NetRate>().unwrap_err();
+        assert_eq!(refused, "0B: 64K to 64G are possible");
+        assert_eq!("200".parse(), Ok(CpuWeight(200)));
+        assert_eq!("20M".parse(), Ok(DiskRate(Bytes::mib(20))));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use toml_edit::{Document, Item, TableLike, Value};
 use super::keys::{Fallback, KEYS, Key, Setting, Shape, find};
 use crate::failure::Failure;
 use crate::model::ids::{ImageName, KernelName};
+use crate::model::limits::Limits;
 use crate::model::nearest::nearest;
 use crate::model::net::Subnet;
 use crate::model::units::Bytes;
@@ -165,6 +166,16 @@ impl Config {
     /// `vm_defaults.nat`
     pub fn nat(&self) -> bool {
         self.parsed("vm_defaults.nat").expect("checked when read")
+    }
+
+    /// `vm_defaults.disk_iops`, `.disk_bandwidth`, `.net_bandwidth` and `.cpu_weight`.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            disk_iops: self.parsed("vm_defaults.disk_iops"),
+            disk_bandwidth: self.parsed("vm_defaults.disk_bandwidth"),
+            net_bandwidth: self.parsed("vm_defaults.net_bandwidth"),
+            cpu_weight: self.parsed("vm_defaults.cpu_weight"),
+        }
     }
 
     /// `network.bridge`

@@ -6,6 +6,7 @@
 use std::str::FromStr;
 
 use crate::model::ids::{ImageName, KernelName};
+use crate::model::limits::{check_disk_rate, check_iops, check_net_rate, check_weight};
 use crate::model::net::Subnet;
 use crate::model::units::Bytes;
 use crate::model::vm::{RootModeRequest, VmSpec};
@@ -62,7 +63,7 @@ pub enum Fallback {
     Switch(bool),
     /// Worked out from this machine, see `sizes`.
     Machine,
-    /// Nothing: a program is looked up on PATH.
+    /// Nothing: a program is looked up on PATH, a limit does not exist.
     Unset,
 }
 
@@ -115,7 +116,7 @@ pub const KEYS: &[Key] = &[
         name: "vm_defaults.vcpu",
         shape: Shape::Number,
         fallback: Fallback::Machine,
-        check: |value| check_vcpu(value.to_string().parse().unwrap_or(-1)),
+        check: |value| check_vcpu(whole(value)),
         about: "virtual processors",
     },
     Key {
@@ -152,6 +153,34 @@ pub const KEYS: &[Key] = &[
         fallback: Fallback::Switch(false),
         check: |_| Ok(()),
         about: "whether guests reach the outside, as with --nat",
+    },
+    Key {
+        name: "vm_defaults.disk_iops",
+        shape: Shape::Number,
+        fallback: Fallback::Unset,
+        check: |value| check_iops(whole(value)),
+        about: "most requests per second, of each disk by itself",
+    },
+    Key {
+        name: "vm_defaults.disk_bandwidth",
+        shape: Shape::Text,
+        fallback: Fallback::Unset,
+        check: |value| size(value).and_then(check_disk_rate),
+        about: "most bytes per second, of each disk by itself",
+    },
+    Key {
+        name: "vm_defaults.net_bandwidth",
+        shape: Shape::Text,
+        fallback: Fallback::Unset,
+        check: |value| size(value).and_then(check_net_rate),
+        about: "most bytes per second on the network, each way by itself",
+    },
+    Key {
+        name: "vm_defaults.cpu_weight",
+        shape: Shape::Number,
+        fallback: Fallback::Unset,
+        check: |value| check_weight(whole(value)),
+        about: "share of busy processors, 1 to 10000; others have 100",
     },
     Key {
         name: "network.bridge",
@@ -243,6 +272,10 @@ fn parses<T: FromStr<Err: std::fmt::Display>>(value: &Setting) -> Result<(), Str
 fn size(value: &Setting) -> Result<Bytes, String> {
     let parsed = value.to_string().parse::<Bytes>();
     parsed.map_err(|error| error.to_string())
+}
+
+fn whole(value: &Setting) -> i64 {
+    value.to_string().parse().unwrap_or(-1)
 }
 
 fn one_of(value: &Setting, allowed: &[&str]) -> Result<(), String> {

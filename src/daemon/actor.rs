@@ -390,7 +390,8 @@ impl Actor {
     }
 
     fn vm_view(&self, record: &VmRecord) -> crate::proto::reply::VmView {
-        views::vm(record, &self.shell.layout, self.shell.pid(record.id))
+        let pid = self.shell.pid(record.id);
+        views::vm(record, &self.shell.layout, &self.about.facts, pid)
     }
 }
 

@@ -123,6 +123,7 @@ mod tests {
             vmm: VmmRequest::Auto,
             env: vec![("A".to_owned(), "b".to_owned())],
             workdir: None,
+            limits: crate::model::limits::Limits::default(),
         }
     }
 

@@ -77,6 +77,7 @@ fn create(vm: &NewVm, start: bool, delete_on_disconnect: bool) -> CreateRequest 
         vmm: vm.vmm,
         env: vm.env.clone(),
         workdir: vm.workdir.clone(),
+        limits: vm.limits.into(),
         git: vm.git_identity.as_ref().map(|git| GitIdentity {
             name: git.name.clone(),
             email: git.email.clone(),

@@ -6,6 +6,7 @@ use super::base;
 use crate::host::layout::Layout;
 use crate::model::ids::VmId;
 use crate::model::image::{Image, Kernel};
+use crate::plan::facts::HostFacts;
 use crate::plan::record::VmRecord;
 use crate::plan::request::{self as plan, PullKey};
 use crate::plan::retry::Verb;
@@ -13,7 +14,7 @@ use crate::plan::step::StepKind;
 use crate::proto::reply::{ImageView, KernelView, Progress, VmView};
 
 /// A VM, with what only this machine knows of it.
-pub fn vm(record: &VmRecord, layout: &Layout, pid: Option<u32>) -> VmView {
+pub fn vm(record: &VmRecord, layout: &Layout, facts: &HostFacts, pid: Option<u32>) -> VmView {
     let spec = &record.spec;
     let boot = record.boot.as_ref();
     VmView {
@@ -40,6 +41,8 @@ pub fn vm(record: &VmRecord, layout: &Layout, pid: Option<u32>) -> VmView {
         vmm_reason: record.vmm.as_ref().map(|vmm| vmm.reason.clone()),
         pid,
         workdir: spec.workdir.clone(),
+        limits: spec.limits.into(),
+        limits_note: facts.weight_note(&spec.limits),
         created_at: record.created_at,
         started_at: record.started_at,
         boot_phases: boot.map(|boot| boot.phases.clone()).unwrap_or_default(),
@@ -174,7 +177,7 @@ fn stage(verb: Verb, kind: StepKind) -> &'static str {
             | StepKind::CowLoop
             | StepKind::DmSnapshot,
         ) => "disks",
-        (Verb::Ensure, StepKind::Tap | StepKind::NetRules) => "network",
+        (Verb::Ensure, StepKind::Tap | StepKind::NetRules | StepKind::NetLimit) => "network",
         (
             Verb::Ensure,
             StepKind::RunDirectory

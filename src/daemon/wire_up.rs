@@ -12,6 +12,7 @@ use super::with_hint;
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::host::bridge::Bridge;
+use crate::host::cgroup;
 use crate::host::facts::{self, Finding, Look};
 use crate::host::layout::Layout;
 use crate::host::program::Programs;
@@ -137,6 +138,7 @@ fn plan_facts(
         taps: fit(facts::taps(&bridge)),
         reflink: fit(reflink::fitness(&layout.state)),
         device_mapper: fit(dm::fitness()),
+        cpu_weight: fit(cgroup::cpu_weights()),
         subnet: config.subnet(),
         memory: facts::memory(),
         catalog_images: catalog

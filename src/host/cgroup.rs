@@ -17,11 +17,13 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::Errno;
 
 use crate::model::ids::VmId;
-use crate::plan::step::{Fault, FaultKind, Presence};
+use crate::plan::step::{Fault, FaultKind, GroupLimits, Presence};
 
 use super::fault::fault;
 use super::process::ready_for;
 
+/// The file that holds a group's share of the processors.
+const WEIGHT: &str = "cpu.weight";
 /// How long killed processes may take to vanish.
 const EMPTY_LIMIT: Duration = Duration::from_secs(10);
 
@@ -48,6 +50,21 @@ impl Groups {
         self.folder.join(vm.to_string())
     }
 
+    /// Whether the hierarchy has the cpu controller: where version 1 has it, this has not.
+    fn weighs_processors(&self) -> bool {
+        let root = self.folder.parent().unwrap_or(&self.folder);
+        let listed = fs::read_to_string(root.join("cgroup.controllers"));
+        listed.is_ok_and(|listed| listed.split_whitespace().any(|name| name == "cpu"))
+    }
+
+    /// The groups that a VM's lies in, from the root.
+    fn above(&self) -> impl Iterator<Item = &Path> {
+        self.folder
+            .parent()
+            .into_iter()
+            .chain([self.folder.as_path()])
+    }
+
     fn is_ours_to_use(&self) -> bool {
         let parent = match self.folder.exists() {
             true => Some(self.folder.as_path()),
@@ -67,14 +84,47 @@ impl Groups {
     }
 }
 
-/// Makes the VM's group.
-pub fn ensure(groups: Option<&Groups>, vm: VmId) -> Result<(), Fault> {
+/// Whether a VM's share of the processors can be set here; if not, why.
+///
+/// # Errors
+/// The reason, for people.
+pub fn cpu_weights() -> Result<(), String> {
+    match Groups::discover() {
+        None => Err("no control groups of version 2 that we may use".to_owned()),
+        Some(groups) if groups.weighs_processors() => Ok(()),
+        Some(_) => Err("the control groups of version 2 have no cpu controller".to_owned()),
+    }
+}
+
+/// Makes the VM's group, with what its members may take. A weight where nobody weighs is
+/// left out: the mind has said so.
+pub fn ensure(groups: Option<&Groups>, vm: VmId, limits: GroupLimits) -> Result<(), Fault> {
     let Some(groups) = groups else { return Ok(()) };
     let path = groups.path(vm);
     match fs::create_dir_all(&path) {
-        Ok(()) => Ok(()),
+        Ok(()) => weigh(groups, &path, limits.cpu_weight),
         Err(error) => Err(fault(attempt("create", &path), error)),
     }
+}
+
+fn weigh(groups: &Groups, path: &Path, weight: Option<u16>) -> Result<(), Fault> {
+    let Some(weight) = weight.filter(|_| groups.weighs_processors()) else {
+        return Ok(());
+    };
+    let failed = |error| fault(attempt("set the weight of", path), error);
+    for folder in groups.above() {
+        fs::write(folder.join("cgroup.subtree_control"), "+cpu").map_err(failed)?;
+    }
+    fs::write(path.join(WEIGHT), weight.to_string()).map_err(failed)
+}
+
+/// Whether the group has this weight, or nobody weighs.
+fn is_weighed(groups: &Groups, path: &Path, weight: Option<u16>) -> bool {
+    let Some(weight) = weight.filter(|_| groups.weighs_processors()) else {
+        return true;
+    };
+    let found = fs::read_to_string(path.join(WEIGHT));
+    found.is_ok_and(|found| found.trim() == weight.to_string())
 }
 
 /// Kills what lives in the VM's group, waits until it is empty, removes it.
@@ -105,9 +155,12 @@ pub fn absent(groups: Option<&Groups>, vm: VmId) -> Result<(), Fault> {
 
 /// Whether the VM's group exists; where there are no groups, it counts as existing,
 /// since nothing is missing.
-pub fn probe(groups: Option<&Groups>, vm: VmId) -> Result<Presence, Fault> {
+pub fn probe(groups: Option<&Groups>, vm: VmId, limits: GroupLimits) -> Result<Presence, Fault> {
     match groups {
         Some(groups) if !groups.path(vm).is_dir() => Ok(Presence::Absent),
+        Some(groups) if !is_weighed(groups, &groups.path(vm), limits.cpu_weight) => {
+            Ok(Presence::Different)
+        }
         _ => Ok(Presence::Present),
     }
 }
@@ -186,8 +239,11 @@ mod tests {
     #[test]
     fn without_a_hierarchy_every_verb_has_nothing_to_do() {
         let vm = VmId::from_bits(1);
-        ensure(None, vm).unwrap();
-        assert_eq!(probe(None, vm).unwrap(), Presence::Present);
+        let limits = GroupLimits {
+            cpu_weight: Some(200),
+        };
+        ensure(None, vm, limits).unwrap();
+        assert_eq!(probe(None, vm, limits).unwrap(), Presence::Present);
         absent(None, vm).unwrap();
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! Reading order: [`layout`], [`directory`], [`disk`] ([`sparse`], [`aside`]), [`reflink`],
 //! [`cow`], [`loopdev`], [`dm`] ([`uevent`]),
-//! [`tap`], [`bridge`] ([`link`], [`sysctl`]), [`tables`], [`rules`], [`nft`],
+//! [`tap`], [`tap_limit`], [`bridge`] ([`link`], [`sysctl`]), [`tables`], [`rules`], [`nft`],
 //! [`published`], [`forwarding`],
 //! [`cgroup`], [`identity`], [`launch`], [`launcher`], [`console`], [`socket`], [`process`],
 //! [`appear`], then what they share: [`program`] ([`pipes`]), [`fault`], and what doctor
@@ -46,6 +46,7 @@ pub mod sparse;
 pub mod sysctl;
 pub mod tables;
 pub mod tap;
+pub mod tap_limit;
 pub mod uevent;
 
 use std::io;
@@ -55,7 +56,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::model::ids::{ContentId, VmId};
 use crate::model::net::Subnet;
 use crate::model::units::Bytes;
-use crate::plan::step::{Fault, FaultKind, Presence, Step};
+use crate::plan::step::{Fault, FaultKind, Presence, Step, TapLimit};
 use crate::vmm::initrd::OwnProgram;
 use crate::vmm::steps::Vmms;
 
@@ -70,6 +71,7 @@ use nft::NetRules;
 use program::Programs;
 use reflink::RootDisk;
 use tables::Tables;
+use tap_limit::NetLimit;
 
 /// Whoever can carry out a step: this process, the root helper, or a simulated world.
 pub trait Host: Send + Sync {
@@ -189,7 +191,8 @@ impl Host for RealHost {
             Step::DmSnapshot { vm, size } => self.with_snapshot(*vm, *size, dm::ensure),
             Step::Tap { vm, subnet } => tap::ensure(*vm, &self.bridge(*subnet), self.tap_user(*vm)),
             Step::NetRules { .. } => self.on_rules(step, nft::ensure),
-            Step::Cgroup { vm } => cgroup::ensure(self.vmms.groups(), *vm),
+            Step::NetLimit { vm, limit } => self.with_limit(*vm, *limit, tap_limit::ensure),
+            Step::Cgroup { vm, limits } => cgroup::ensure(self.vmms.groups(), *vm, *limits),
             Step::VsockBackend { vm } => self.vmms.ensure_vsock_backend(*vm),
             Step::Vmm { vm, machine } => self.vmms.ensure_vmm(*vm, machine),
             Step::Configured { vm, machine } => self.vmms.ensure_configured(*vm, machine),
@@ -213,7 +216,8 @@ impl Host for RealHost {
             Step::DmSnapshot { vm, .. } => dm::absent(*vm, &at.root_device(*vm)),
             Step::Tap { vm, .. } => tap::absent(*vm),
             Step::NetRules { .. } => self.on_rules(step, nft::absent),
-            Step::Cgroup { vm } => cgroup::absent(self.vmms.groups(), *vm),
+            Step::NetLimit { vm, limit } => self.with_limit(*vm, *limit, tap_limit::absent),
+            Step::Cgroup { vm, .. } => cgroup::absent(self.vmms.groups(), *vm),
             Step::VsockBackend { vm } => self.vmms.absent_vsock_backend(*vm),
             Step::Vmm { vm, machine } => self.vmms.absent_vmm(*vm, machine),
             // No objects: they end with the VMM.
@@ -237,7 +241,8 @@ impl Host for RealHost {
             Step::DmSnapshot { vm, size } => self.with_snapshot(*vm, *size, dm::probe),
             Step::Tap { vm, subnet } => tap::probe(*vm, &self.bridge(*subnet)),
             Step::NetRules { .. } => self.on_rules(step, nft::probe),
-            Step::Cgroup { vm } => cgroup::probe(self.vmms.groups(), *vm),
+            Step::NetLimit { vm, limit } => self.with_limit(*vm, *limit, tap_limit::probe),
+            Step::Cgroup { vm, limits } => cgroup::probe(self.vmms.groups(), *vm, *limits),
             Step::VsockBackend { vm } => self.vmms.probe_vsock_backend(*vm),
             Step::Vmm { vm, machine } => self.vmms.probe_vmm(*vm, machine),
             Step::Configured { vm, machine } => self.vmms.probe_configured(*vm, machine),
@@ -372,6 +377,20 @@ impl RealHost {
         let identity = self.vmms.separation().identity(vm);
         let owner = self.settings.tap_owner.map(tap::User::Owner);
         owner.or_else(|| identity.map(|identity| tap::User::Group(identity.gid)))
+    }
+
+    fn with_limit<T>(
+        &self,
+        vm: VmId,
+        limit: TapLimit,
+        act: impl FnOnce(&Tables, &NetLimit<'_>) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        let limit = NetLimit {
+            vm,
+            bandwidth: limit.bandwidth,
+            bridge: self.bridge(limit.subnet),
+        };
+        self.with_tables(|tables| act(tables, &limit))
     }
 
     fn ensure_disk(&self, path: &Path, purpose: Purpose, size: Bytes) -> Result<(), Fault> {

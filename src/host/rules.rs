@@ -8,6 +8,9 @@
 //! What programs of the host and other machines send to a published port is led to its
 //! guest (see [`super::published`]).
 //!
+//! The elements of the two `limited` sets carry each a limit of its own: the rule that
+//! looks a tap up drops exactly what is over it ([`super::tap_limit`]).
+//!
 //! Rejected, not dropped, where the guest is honest: a program in it fails at once
 //! instead of waiting for a timeout.
 
@@ -24,6 +27,10 @@ pub fn table(bridge: &str) -> String {
 pub const TAPS: &str = "taps";
 /// Set of (tap, Ethernet address, IPv4 address) that may send (family bridge).
 pub const IDENTITY: &str = "identity";
+/// Set of taps with a limit on what comes from the guest (family bridge).
+pub const FROM_LIMITED: &str = "from_limited";
+/// Set of taps with a limit on what goes to the guest (family bridge).
+pub const TO_LIMITED: &str = "to_limited";
 /// Set of the guests' addresses that reach the outside (family inet).
 pub const NAT: &str = "nat";
 /// Map from (protocol, address, port) of the host to (address, port) of a guest (inet).
@@ -165,11 +172,14 @@ fn link_layer(bridge: &Bridge<'_>) -> String {
     set {IDENTITY} {{
         type ifname . ether_addr . ipv4_addr
     }}
+    set {FROM_LIMITED} {{ type ifname; limit rate over 1 mbytes/second; }}
+    set {TO_LIMITED} {{ type ifname; limit rate over 1 mbytes/second; }}
     chain prerouting {{
         type filter hook prerouting priority dstnat; policy accept;
         iifname @{TAPS} jump guest
     }}
     chain guest {{
+        iifname @{FROM_LIMITED} drop
         ether type ip ip daddr 127.0.0.0/8 drop
         ether type ip iifname . ether saddr . ip saddr @{IDENTITY} accept
         ether type arp iifname . ether saddr . arp saddr ip != @{IDENTITY} drop
@@ -179,6 +189,10 @@ fn link_layer(bridge: &Bridge<'_>) -> String {
     chain forward {{
         type filter hook forward priority filter; policy accept;
         iifname @{TAPS} oifname @{TAPS} drop
+    }}
+    chain postrouting {{
+        type filter hook postrouting priority filter; policy accept;
+        oifname @{TO_LIMITED} drop
     }}
 }}
 "#

@@ -13,6 +13,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::netlink::NETFILTER;
 
+use crate::model::units::Bytes;
 use crate::plan::step::{Fault, FaultKind};
 use crate::sys::netlink::{
     Attributes, Message, NLM_F_CREATE, Netlink, attribute, attributes, text,
@@ -23,6 +24,7 @@ use super::fault::fault;
 use super::link::is;
 use super::program;
 use super::rules::{self, MARKER};
+use super::tap_limit;
 
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 16;
@@ -43,6 +45,7 @@ const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_SET_ELEM_KEY: u16 = 1;
 const NFTA_SET_ELEM_DATA: u16 = 2;
 const NFTA_SET_ELEM_USERDATA: u16 = 6;
+const NFTA_SET_ELEM_EXPR: u16 = 7;
 const NFTA_DATA_VALUE: u16 = 1;
 /// `NFTNL_UDATA_SET_ELEM_COMMENT` of libnftnl: one byte kind, one byte length, text, NUL.
 const UDATA_COMMENT: u8 = 0;
@@ -73,6 +76,8 @@ pub struct Element {
     pub data: Vec<u8>,
     /// What `nft list set` shows beside it.
     pub comment: String,
+    /// A lookup finds it only beyond so many bytes per second; not read back.
+    pub beyond: Option<Bytes>,
 }
 
 impl Element {
@@ -84,6 +89,7 @@ impl Element {
             key,
             data: Vec::new(),
             comment: String::new(),
+            beyond: None,
         }
     }
 
@@ -105,7 +111,10 @@ impl Element {
             note.push(0);
             all = all.bytes(NFTA_SET_ELEM_USERDATA, &note);
         }
-        all
+        match self.beyond {
+            Some(rate) => all.nested(NFTA_SET_ELEM_EXPR, tap_limit::expression(rate)),
+            None => all,
+        }
     }
 }
 

@@ -20,10 +20,11 @@
 //! | lease | an address and a CID held by one VM |
 //! | stage | a part of a long operation, shown live |
 //!
-//! Reading order: [`ids`], [`units`], [`net`], [`vm`], [`image`], [`nearest`].
+//! Reading order: [`ids`], [`units`], [`net`], [`limits`], [`vm`], [`image`], [`nearest`].
 
 pub mod ids;
 pub mod image;
+pub mod limits;
 pub mod nearest;
 pub mod net;
 pub mod units;

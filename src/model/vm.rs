@@ -12,6 +12,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::ids::{ContentId, ImageName, KernelName, VmName};
+use super::limits::Limits;
 use super::net::{NetMode, PortForward};
 use super::units::Bytes;
 
@@ -195,6 +196,8 @@ pub struct VmSpec {
     pub env: Vec<(String, String)>,
     /// Absolute directory in the guest where commands start that name none.
     pub workdir: Option<String>,
+    /// What it may take of its host.
+    pub limits: Limits,
 }
 
 impl VmSpec {

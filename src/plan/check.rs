@@ -1,6 +1,9 @@
 //! What may be asked of a VM: both the command line and the mind check it.
 
 use crate::failure::Failure;
+use crate::model::ids::VmName;
+use crate::model::limits::Limits;
+use crate::model::net::NetMode;
 use crate::model::units::Bytes;
 use crate::model::vm::VmSpec;
 
@@ -38,6 +41,25 @@ pub fn check_sizes(
     )
 }
 
+/// Refuses limits out of bounds, naming the option to change.
+pub fn check_limits(limits: &Limits) -> Result<(), Failure> {
+    let refused = |(option, why)| {
+        Failure::usage(format!("`{option}` of {why}")).hint(format!("Change `{option}`."))
+    };
+    limits.check().map_err(refused)
+}
+
+/// Refuses a limit that nobody would keep.
+pub fn check_net_limit(name: &VmName, net: NetMode, limits: &Limits) -> Result<(), Failure> {
+    if net != NetMode::User || limits.net_bandwidth.is_none() {
+        return Ok(());
+    }
+    let what = format!("limit the network of vm {name}");
+    Err(Failure::usage(what)
+        .because("QEMU's user-mode network cannot be limited")
+        .hint("Use `--net nat`, or leave `--net-bandwidth` out."))
+}
+
 fn check_size(
     object: &str,
     option: &str,
@@ -56,6 +78,21 @@ fn check_size(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_user_mode_network_refuses_a_limit() {
+        let name = "dev".parse().unwrap();
+        let limited = Limits {
+            net_bandwidth: Some(Bytes::mib(1)),
+            ..Limits::default()
+        };
+        let hint = check_net_limit(&name, NetMode::User, &limited)
+            .unwrap_err()
+            .hint;
+        assert!(hint.unwrap().contains("--net nat"));
+        assert!(check_net_limit(&name, NetMode::User, &Limits::default()).is_ok());
+        assert!(check_net_limit(&name, NetMode::Nat, &limited).is_ok());
+    }
 
     #[test]
     fn zero_and_absurd_sizes_are_refused_by_name() {

@@ -4,6 +4,7 @@
 
 use crate::failure::{Failure, FailureKind};
 use crate::model::ids::{ImageName, KernelName};
+use crate::model::limits::Limits;
 use crate::model::net::{NetMode, NetRequest, Subnet};
 use crate::model::units::Bytes;
 use crate::model::vm::{RootMode, RootModeRequest, VmmKind, VmmRequest};
@@ -25,6 +26,8 @@ pub struct HostFacts {
     pub reflink: Fitness,
     /// Whether we may make loop devices and snapshots over them.
     pub device_mapper: Fitness,
+    /// Whether a VM's share of the processors can be set.
+    pub cpu_weight: Fitness,
     /// The network of our bridge.
     pub subnet: Subnet,
     /// Main memory of this machine, without its swap.
@@ -133,6 +136,16 @@ impl HostFacts {
         Err(Failure::usage(format!(
             "memory of {memory} is more than this machine has, {has}"
         )))
+    }
+
+    /// What to say where a weight is asked for that this machine does not know.
+    pub fn weight_note(&self, limits: &Limits) -> Option<String> {
+        match (limits.cpu_weight, &self.cpu_weight) {
+            (Some(weight), Fitness::Unfit(why)) => {
+                Some(format!("cpu weight {weight} has no effect here: {why}"))
+            }
+            (Some(_), Fitness::Fit) | (None, _) => None,
+        }
     }
 
     /// The network of a VM under this VMM, with what is worth saying about it.
@@ -244,6 +257,7 @@ mod tests {
             memory: Bytes::gib(64),
             reflink,
             device_mapper,
+            cpu_weight: Fitness::Fit,
             subnet: "172.30.0.0/24".parse().unwrap(),
             catalog_images: Vec::new(),
             catalog_kernels: Vec::new(),

@@ -4,11 +4,12 @@
 //! the way down, in reverse, never removes what is in use.
 
 use crate::model::ids::VmId;
+use crate::model::limits::Limits;
 use crate::model::net::{Lease, NetMode, Subnet};
 use crate::model::units::Bytes;
 use crate::model::vm::{RootMode, VmSpec, VmmKind};
 
-use super::step::{Machine, Outside, Step};
+use super::step::{GroupLimits, Machine, Outside, Step, TapLimit};
 
 /// The VM's disks.
 pub fn disk_plan(vm: VmId, spec: &VmSpec) -> Vec<Step> {
@@ -47,11 +48,16 @@ pub fn run_plan(vm: VmId, spec: &VmSpec, lease: Option<Lease>, kind: VmmKind) ->
         kernel: spec.kernel.content.clone(),
         net: spec.net,
         publish: spec.publish.clone(),
+        limits: spec.limits,
     };
     let mut steps = vec![Step::RunDirectory { vm }];
     steps.extend(snapshot(vm, spec));
     steps.extend(network(vm, spec, lease));
-    steps.push(Step::Cgroup { vm });
+    steps.extend(net_limit(vm, spec, lease, kind));
+    let limits = GroupLimits {
+        cpu_weight: spec.limits.cpu_weight,
+    };
+    steps.push(Step::Cgroup { vm, limits });
     match kind {
         VmmKind::QemuKvm | VmmKind::QemuTcg => steps.push(Step::VsockBackend { vm }),
         VmmKind::Firecracker => {}
@@ -110,6 +116,15 @@ fn network(vm: VmId, spec: &VmSpec, lease: Option<Lease>) -> Vec<Step> {
     ]
 }
 
+/// Firecracker limits its network device itself; QEMU cannot, so the tap is limited.
+fn net_limit(vm: VmId, spec: &VmSpec, lease: Option<Lease>, kind: VmmKind) -> Option<Step> {
+    let limited = spec.net.has_tap() && kind != VmmKind::Firecracker;
+    let bandwidth = spec.limits.net_bandwidth.filter(|_| limited)?;
+    let subnet = lease?.subnet;
+    let limit = TapLimit { subnet, bandwidth };
+    Some(Step::NetLimit { vm, limit })
+}
+
 /// Every object that a VM of this identity could have, for a row that cannot be read:
 /// `absent` needs the identity only, the rest of each step is without meaning.
 pub fn everything(vm: VmId, spec: &VmSpec, subnet: Subnet) -> (Vec<Step>, Vec<Step>) {
@@ -119,6 +134,10 @@ pub fn everything(vm: VmId, spec: &VmSpec, subnet: Subnet) -> (Vec<Step>, Vec<St
     };
     let of_mode = |root_mode| VmSpec {
         net: NetMode::Nat,
+        limits: Limits {
+            net_bandwidth: Some(Bytes::mib(1)),
+            ..Limits::default()
+        },
         work_disk: Bytes(0),
         root_disk: Bytes(0),
         root_mode,

@@ -3,6 +3,7 @@
 use crate::failure::Failure;
 use crate::model::ids::{ImageName, KernelName, VmId, VmName};
 use crate::model::image::{Image, Kernel};
+use crate::model::limits::Limits;
 use crate::model::net::{NetRequest, PortForward};
 use crate::model::units::Bytes;
 use crate::model::vm::{InitMode, RootModeRequest, VmmRequest};
@@ -197,6 +198,8 @@ pub struct CreateRequest {
     pub env: Vec<(String, String)>,
     /// Where commands start that name no directory.
     pub workdir: Option<String>,
+    /// What it may take of its host.
+    pub limits: Limits,
     /// Who commits in it.
     pub git: Option<GitIdentity>,
     /// Whether it goes with this client's connection.

@@ -52,6 +52,7 @@ pub fn deadline_ms(verb: Verb, step: &Step, vmm: Option<VmmKind>) -> u64 {
             | StepKind::DmSnapshot
             | StepKind::Tap
             | StepKind::NetRules
+            | StepKind::NetLimit
             | StepKind::Cgroup
             | StepKind::Booted,
         ) => 10_000,

@@ -14,6 +14,7 @@
 //! | `DmSnapshot` | device-mapper devices `bgr-<id>-base` and `bgr-<id>` |
 //! | `Tap` | interface `bgr-<id>`, a port of our bridge |
 //! | `NetRules` | elements keyed by the tap's name in our one nftables table |
+//! | `NetLimit` | the tap's elements in the limiting sets of that table |
 //! | `Cgroup` | `banger/<id>` where cgroup v2 is ours to use, else nothing |
 //! | `VsockBackend` | the process with `--uds-path <id>/vsock` |
 //! | `Vmm` | the process with `--id <id>` (launcher, Firecracker) or `-name banger-<id>` |
@@ -22,6 +23,7 @@
 use std::net::Ipv4Addr;
 
 use crate::model::ids::{ContentId, VmId};
+use crate::model::limits::Limits;
 use crate::model::net::{NetMode, PortForward, Subnet};
 use crate::model::units::Bytes;
 use crate::model::vm::{RootMode, VmmKind};
@@ -112,10 +114,19 @@ pub enum Step {
         /// Ports of the host that lead to the guest.
         publish: Vec<PortForward>,
     },
+    /// How fast frames pass its tap, to the guest and from it.
+    NetLimit {
+        /// Whose.
+        vm: VmId,
+        /// How fast.
+        limit: TapLimit,
+    },
     /// The control group that the VM's processes live in.
     Cgroup {
         /// Whose.
         vm: VmId,
+        /// What its members may take together.
+        limits: GroupLimits,
     },
     /// `vhost-device-vsock`, QEMU only.
     VsockBackend {
@@ -151,6 +162,22 @@ pub enum Step {
     },
 }
 
+/// How fast frames pass a tap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TapLimit {
+    /// The network of our bridge.
+    pub subnet: Subnet,
+    /// Bytes per second, each way.
+    pub bandwidth: Bytes,
+}
+
+/// What the members of a VM's control group may take together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct GroupLimits {
+    /// Their share of the processors when those are all busy; others have 100.
+    pub cpu_weight: Option<u16>,
+}
+
 /// Whether a guest's packets may leave the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outside {
@@ -179,6 +206,8 @@ pub struct Machine {
     pub net: NetMode,
     /// Ports published by QEMU's user-mode network.
     pub publish: Vec<PortForward>,
+    /// Those of its limits that the VMM keeps.
+    pub limits: Limits,
 }
 
 /// What kind of object a step makes, for logs, limits and planted faults.
@@ -206,6 +235,8 @@ pub enum StepKind {
     Tap,
     /// See [`Step::NetRules`].
     NetRules,
+    /// See [`Step::NetLimit`].
+    NetLimit,
     /// See [`Step::Cgroup`].
     Cgroup,
     /// See [`Step::VsockBackend`].
@@ -222,7 +253,7 @@ pub enum StepKind {
 
 impl StepKind {
     /// Every kind, in the order of declaration.
-    pub const ALL: [StepKind; 17] = [
+    pub const ALL: [StepKind; 18] = [
         StepKind::VmDirectory,
         StepKind::UpperDisk,
         StepKind::RootDisk,
@@ -234,6 +265,7 @@ impl StepKind {
         StepKind::DmSnapshot,
         StepKind::Tap,
         StepKind::NetRules,
+        StepKind::NetLimit,
         StepKind::Cgroup,
         StepKind::VsockBackend,
         StepKind::Vmm,
@@ -264,6 +296,7 @@ impl StepKind {
             StepKind::DmSnapshot => "dm-snapshot",
             StepKind::Tap => "tap",
             StepKind::NetRules => "net-rules",
+            StepKind::NetLimit => "net-limit",
             StepKind::Cgroup => "cgroup",
             StepKind::VsockBackend => "vsock-backend",
             StepKind::Vmm => "vmm",
@@ -289,7 +322,8 @@ impl Step {
             | Step::DmSnapshot { vm, .. }
             | Step::Tap { vm, .. }
             | Step::NetRules { vm, .. }
-            | Step::Cgroup { vm }
+            | Step::NetLimit { vm, .. }
+            | Step::Cgroup { vm, .. }
             | Step::VsockBackend { vm }
             | Step::Vmm { vm, .. }
             | Step::Configured { vm, .. }
@@ -320,6 +354,7 @@ impl Step {
             Step::DmSnapshot { .. } => StepKind::DmSnapshot,
             Step::Tap { .. } => StepKind::Tap,
             Step::NetRules { .. } => StepKind::NetRules,
+            Step::NetLimit { .. } => StepKind::NetLimit,
             Step::Cgroup { .. } => StepKind::Cgroup,
             Step::VsockBackend { .. } => StepKind::VsockBackend,
             Step::Vmm { .. } => StepKind::Vmm,

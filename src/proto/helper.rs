@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::text::{self, list as texts};
 use crate::model::ids::VmId;
 use crate::model::net::{PortForward, Subnet};
-use crate::plan::step::{Fault, FaultKind, Outside, Presence, Step};
+use crate::model::units::Bytes;
+use crate::plan::step::{Fault, FaultKind, Outside, Presence, Step, TapLimit};
 
 /// Version of this protocol.
 pub const HELPER_VERSION: u32 = 1;
@@ -92,6 +93,17 @@ pub enum HelperStep {
         #[serde(default, skip_serializing_if = "Vec::is_empty", with = "texts")]
         publish: Vec<PortForward>,
     },
+    /// [`Step::NetLimit`]
+    NetLimit {
+        /// Whose.
+        #[serde(with = "text")]
+        vm: VmId,
+        /// The network of the bridge; must be the helper's own.
+        #[serde(with = "text")]
+        subnet: Subnet,
+        /// Bytes per second.
+        bandwidth: u64,
+    },
 }
 
 impl HelperStep {
@@ -115,6 +127,7 @@ impl HelperStep {
                 nat: *outside == Outside::Nat,
                 publish: publish.clone(),
             }),
+            Step::NetLimit { vm, limit } => Some(HelperStep::limit(*vm, *limit)),
             Step::VmDirectory { .. }
             | Step::UpperDisk { .. }
             | Step::RootDisk { .. }
@@ -133,10 +146,21 @@ impl HelperStep {
         }
     }
 
+    fn limit(vm: VmId, limit: TapLimit) -> HelperStep {
+        let (subnet, bandwidth) = (limit.subnet, limit.bandwidth.0);
+        HelperStep::NetLimit {
+            vm,
+            subnet,
+            bandwidth,
+        }
+    }
+
     /// The network that the step names.
     pub fn subnet(&self) -> Subnet {
         match self {
-            HelperStep::Tap { subnet, .. } | HelperStep::NetRules { subnet, .. } => *subnet,
+            HelperStep::Tap { subnet, .. }
+            | HelperStep::NetRules { subnet, .. }
+            | HelperStep::NetLimit { subnet, .. } => *subnet,
         }
     }
 
@@ -146,6 +170,17 @@ impl HelperStep {
             HelperStep::Tap { vm, subnet } => Step::Tap {
                 vm: *vm,
                 subnet: *subnet,
+            },
+            HelperStep::NetLimit {
+                vm,
+                subnet,
+                bandwidth,
+            } => Step::NetLimit {
+                vm: *vm,
+                limit: TapLimit {
+                    subnet: *subnet,
+                    bandwidth: Bytes(*bandwidth),
+                },
             },
             HelperStep::NetRules {
                 vm,

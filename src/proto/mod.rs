@@ -13,6 +13,7 @@ pub mod agent;
 pub mod frame;
 pub mod guest;
 pub mod helper;
+pub mod limits;
 pub mod reply;
 pub mod request;
 #[cfg(test)]

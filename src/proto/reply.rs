@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::limits::Limits;
 use crate::failure::{Failure, FailureKind};
 
 /// The variable that names to a new daemon the pipe on which its starter waits.
@@ -199,6 +200,12 @@ pub struct VmView {
     pub pid: Option<u32>,
     /// Where commands start.
     pub workdir: Option<String>,
+    /// What it may take of its host.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Why one of them has no effect here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits_note: Option<String>,
     /// Seconds since the epoch.
     pub created_at: u64,
     /// Seconds since the epoch of the last start that reached ready.

@@ -13,6 +13,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::limits::Limits;
 use super::text;
 use crate::model::ids::{ImageName, KernelName, VmName};
 use crate::model::net::{NetRequest, PortForward};
@@ -246,6 +247,9 @@ pub struct NewVm {
     pub env: Vec<(String, String)>,
     /// Where commands start.
     pub workdir: Option<String>,
+    /// What it may take of its host.
+    #[serde(default)]
+    pub limits: Limits,
     /// Name and address of the caller's git identity, written to /root/.gitconfig.
     pub git_identity: Option<GitIdentity>,
 }

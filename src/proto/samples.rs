@@ -17,6 +17,7 @@ use super::guest::{GuestCall, GuestConfig, GuestFile, Interface, ReadyAck};
 use super::helper::{
     HELPER_VERSION, HelperCall, HelperReply, HelperRequest, HelperStep, HelperVerb,
 };
+use super::limits::Limits;
 use super::reply::{
     Fact, HostFacts, ImageView, KernelView, Line, Progress, Reply, RootStore, Status, VmView,
     WireFailure,
@@ -55,6 +56,15 @@ fn check<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(
     );
 }
 
+fn limits() -> Limits {
+    Limits {
+        disk_iops: Some(500),
+        disk_bandwidth: Some(20 << 20),
+        net_bandwidth: None,
+        cpu_weight: Some(200),
+    }
+}
+
 fn new_vm() -> NewVm {
     NewVm {
         name: Some("dev".parse().unwrap()),
@@ -71,6 +81,7 @@ fn new_vm() -> NewVm {
         vmm: VmmRequest::Auto,
         env: vec![("EDITOR".to_owned(), "vi".to_owned())],
         workdir: Some("/root/repo".to_owned()),
+        limits: limits(),
         git_identity: Some(GitIdentity {
             name: "Ada".to_owned(),
             email: "ada@example.org".to_owned(),
@@ -173,6 +184,8 @@ fn vm_view() -> VmView {
         vmm_reason: Some("KVM cannot be opened".to_owned()),
         pid: Some(4321),
         workdir: Some("/root/repo".to_owned()),
+        limits: limits(),
+        limits_note: None,
         created_at: 1_795_000_000,
         started_at: Some(1_795_000_002),
         boot_phases: vec![("init".to_owned(), 1550)],
@@ -427,11 +440,20 @@ fn every_call_of_the_root_helper_has_a_sample_that_loads() {
             publish: vec!["0.0.0.0:8080:80/udp".parse().unwrap()],
         },
     };
+    let limit = HelperRequest::Step {
+        verb: HelperVerb::Probe,
+        step: HelperStep::NetLimit {
+            vm,
+            subnet,
+            bandwidth: 1 << 20,
+        },
+    };
     let resolver = HelperRequest::Resolver { subnet };
     for (name, request) in [
         ("tap", tap),
         ("net-rules", rules),
         ("net-rules-published", published),
+        ("net-limit", limit),
         ("resolver", resolver),
     ] {
         let call = HelperCall {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::model::ids::VmId;
+use crate::model::limits::Limits;
 use crate::model::net::NetRequest;
 use crate::model::units::Bytes;
 use crate::model::vm::{InitMode, RootModeRequest, VmmRequest};
@@ -84,6 +85,7 @@ pub(super) fn create(name: &str, net: NetRequest, removal: Removal) -> Request {
         vmm: VmmRequest::Auto,
         env: Vec::new(),
         workdir: None,
+        limits: Limits::default(),
         git: None,
         removal,
         then: AfterCreate::Start,

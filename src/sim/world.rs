@@ -50,6 +50,7 @@ pub(super) enum Shape {
     /// A port of the bridge that carries this network.
     PortOf(Subnet),
     Allows(Ipv4Addr, Outside),
+    Limits(Bytes),
     RunBy(VmmKind),
     /// Ours, and half made or spoilt.
     Half,
@@ -95,7 +96,7 @@ pub(super) enum Turn {
 }
 
 /// What is gone after a reboot of the host.
-const RUNTIME: [StepKind; 9] = [
+const RUNTIME: [StepKind; 10] = [
     StepKind::RunDirectory,
     StepKind::BaseLoop,
     StepKind::CowLoop,
@@ -105,10 +106,11 @@ const RUNTIME: [StepKind; 9] = [
     StepKind::Cgroup,
     StepKind::VsockBackend,
     StepKind::Vmm,
+    StepKind::NetLimit,
 ];
 
 /// What a living VMM holds.
-const UNDER_VMM: [StepKind; 9] = [
+const UNDER_VMM: [StepKind; 10] = [
     StepKind::VmDirectory,
     StepKind::UpperDisk,
     StepKind::RootDisk,
@@ -117,6 +119,7 @@ const UNDER_VMM: [StepKind; 9] = [
     StepKind::RunDirectory,
     StepKind::Tap,
     StepKind::NetRules,
+    StepKind::NetLimit,
     StepKind::VsockBackend,
 ];
 
@@ -373,6 +376,8 @@ impl World {
             Step::VmDirectory { .. }
             | Step::RunDirectory { .. }
             | Step::Cgroup { .. }
+            // Elements of sets, as those of the rules.
+            | Step::NetLimit { .. }
             | Step::Tap { .. } => Ok(()),
             // Elements of sets, keyed by a name: nobody asks whether the tap exists. But
             // it is the bridge whose packets are to be forwarded.
@@ -434,7 +439,7 @@ impl World {
             Turn::Hold(_) => {}
             Turn::FlushFirewall => self
                 .objects
-                .retain(|(_, kind), _| *kind != StepKind::NetRules),
+                .retain(|(_, kind), _| !matches!(kind, StepKind::NetRules | StepKind::NetLimit)),
             Turn::BridgeGoes => {
                 self.has_bridge = false;
                 for shape in self.objects.values_mut() {
@@ -470,6 +475,7 @@ fn shape(step: &Step) -> Shape {
         Step::NetRules {
             address, outside, ..
         } => Shape::Allows(*address, *outside),
+        Step::NetLimit { limit, .. } => Shape::Limits(limit.bandwidth),
         Step::Vmm { machine, .. } => Shape::RunBy(machine.kind),
         Step::VmDirectory { .. }
         | Step::RunDirectory { .. }

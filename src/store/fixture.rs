@@ -2,6 +2,7 @@
 
 use crate::model::ids::VmId;
 use crate::model::image::{Image, Kernel};
+use crate::model::limits::Limits;
 use crate::model::net::{Lease, NetMode, PortForward};
 use crate::model::units::Bytes;
 use crate::model::vm::{
@@ -32,6 +33,7 @@ fn spec(root_mode: RootMode) -> VmSpec {
         vmm: VmmRequest::Auto,
         env: vec![("LANG".to_owned(), "C.UTF-8".to_owned())],
         workdir: Some("/root/repo".to_owned()),
+        limits: Limits::default(),
     }
 }
 

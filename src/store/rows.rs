@@ -21,7 +21,7 @@ use crate::plan::record::{
     BootReport, GitIdentity, Loaded, Removal, RowChange, Stuck, Unreadable, VmRecord, VmmChoice,
 };
 
-use super::steps::StepRow;
+use super::steps::{LimitsRow, StepRow};
 
 /// A table of ours: text to JSON.
 pub type Table = TableDefinition<'static, &'static str, &'static [u8]>;
@@ -61,6 +61,9 @@ pub struct VmRowV1 {
     vmm_request: String,
     env: Vec<(String, String)>,
     workdir: Option<String>,
+    /// Rows of before there were any have none.
+    #[serde(default, skip_serializing_if = "LimitsRow::is_none")]
+    limits: LimitsRow,
     git: Option<GitRow>,
     lease: Option<LeaseRow>,
     phase: String,
@@ -301,6 +304,7 @@ impl VmRowV1 {
             vmm_request: spec.vmm.to_string(),
             env: spec.env.clone(),
             workdir: spec.workdir.clone(),
+            limits: LimitsRow::of(&spec.limits),
             git: vm.git.as_ref().map(GitRow::of),
             lease: vm.lease.as_ref().map(LeaseRow::of),
             phase: vm.phase.to_string(),
@@ -366,6 +370,7 @@ impl VmRowV1 {
             vmm: read_text(&self.vmm_request)?,
             env: self.env.clone(),
             workdir: self.workdir.clone(),
+            limits: self.limits.read(),
         })
     }
 }

@@ -4,9 +4,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::model::ids::VmId;
+use crate::model::limits::Limits;
 use crate::model::units::Bytes;
 use crate::model::vm::RootMode;
-use crate::plan::step::{Machine, Outside, Step};
+use crate::plan::step::{GroupLimits, Machine, Outside, Step, TapLimit};
 
 use super::rows::{Unread, read_list, read_text};
 
@@ -73,7 +74,9 @@ pub enum StepRow {
         publish: Vec<String>,
     },
     /// See `plan::step`.
-    Cgroup {},
+    NetLimit(TapLimitRow),
+    /// See `plan::step`.
+    Cgroup(GroupLimitsRow),
     /// See `plan::step`.
     VsockBackend {},
     /// See `plan::step`.
@@ -119,6 +122,9 @@ pub struct MachineRow {
     kernel: String,
     net: String,
     publish: Vec<String>,
+    /// Rows of before there were any have none.
+    #[serde(default, skip_serializing_if = "LimitsRow::is_none")]
+    limits: LimitsRow,
 }
 
 impl StepRow {
@@ -154,7 +160,8 @@ impl StepRow {
                 outside: OutsideRow::of(*outside),
                 publish: publish.iter().map(ToString::to_string).collect(),
             },
-            Step::Cgroup { .. } => StepRow::Cgroup {},
+            Step::NetLimit { limit, .. } => StepRow::NetLimit(TapLimitRow::of(limit)),
+            Step::Cgroup { limits, .. } => StepRow::Cgroup(GroupLimitsRow::of(*limits)),
             Step::VsockBackend { .. } => StepRow::VsockBackend {},
             Step::Vmm { machine, .. } => {
                 let machine = MachineRow::of(machine);
@@ -221,7 +228,8 @@ impl StepRow {
                 outside: outside.read(),
                 publish: read_list(publish)?,
             },
-            StepRow::Cgroup {} => Step::Cgroup { vm },
+            StepRow::NetLimit(row) => row.step(vm)?,
+            StepRow::Cgroup(row) => row.step(vm),
             StepRow::VsockBackend {} => Step::VsockBackend { vm },
             StepRow::Vmm { machine } => Step::Vmm {
                 vm,
@@ -272,6 +280,7 @@ impl MachineRow {
             kernel: machine.kernel.to_string(),
             net: machine.net.to_string(),
             publish: machine.publish.iter().map(ToString::to_string).collect(),
+            limits: LimitsRow::of(&machine.limits),
         }
     }
 
@@ -285,6 +294,96 @@ impl MachineRow {
             kernel: read_text(&self.kernel)?,
             net: read_text(&self.net)?,
             publish: read_list(&self.publish)?,
+            limits: self.limits.read(),
         })
+    }
+}
+
+/// The limit of a tap.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TapLimitRow {
+    /// `172.30.0.0/16`
+    subnet: String,
+    /// Bytes per second.
+    bandwidth: u64,
+}
+
+impl TapLimitRow {
+    fn of(limit: &TapLimit) -> TapLimitRow {
+        TapLimitRow {
+            subnet: limit.subnet.to_string(),
+            bandwidth: limit.bandwidth.0,
+        }
+    }
+
+    fn step(&self, vm: VmId) -> Result<Step, Unread> {
+        let limit = TapLimit {
+            subnet: read_text(&self.subnet)?,
+            bandwidth: Bytes(self.bandwidth),
+        };
+        Ok(Step::NetLimit { vm, limit })
+    }
+}
+
+/// What the members of a control group may take.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupLimitsRow {
+    /// 1 to 10000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cpu_weight: Option<u16>,
+}
+
+impl GroupLimitsRow {
+    fn of(GroupLimits { cpu_weight }: GroupLimits) -> GroupLimitsRow {
+        GroupLimitsRow { cpu_weight }
+    }
+
+    fn step(&self, vm: VmId) -> Step {
+        let cpu_weight = self.cpu_weight;
+        let limits = GroupLimits { cpu_weight };
+        Step::Cgroup { vm, limits }
+    }
+}
+
+/// The limits of a VM, in its row and in those of its machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitsRow {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    disk_iops: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    disk_bandwidth: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    net_bandwidth: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cpu_weight: Option<u16>,
+}
+
+impl LimitsRow {
+    /// The row of these limits.
+    pub fn of(limits: &Limits) -> LimitsRow {
+        LimitsRow {
+            disk_iops: limits.disk_iops,
+            disk_bandwidth: limits.disk_bandwidth.map(|rate| rate.0),
+            net_bandwidth: limits.net_bandwidth.map(|rate| rate.0),
+            cpu_weight: limits.cpu_weight,
+        }
+    }
+
+    /// The limits that it means.
+    pub fn read(self) -> Limits {
+        Limits {
+            disk_iops: self.disk_iops,
+            disk_bandwidth: self.disk_bandwidth.map(Bytes),
+            net_bandwidth: self.net_bandwidth.map(Bytes),
+            cpu_weight: self.cpu_weight,
+        }
+    }
+
+    /// Whether there is nothing to write.
+    pub fn is_none(&self) -> bool {
+        *self == LimitsRow::default()
     }
 }

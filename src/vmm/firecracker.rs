@@ -119,13 +119,16 @@ pub fn requests(parts: &Parts) -> Vec<Request> {
             boot_args: parts.boot_args.clone(),
         }),
     ];
-    requests.extend(parts.disks.iter().map(drive));
+    let limiter = api::RateLimiter::of_disk(&parts.limits);
+    requests.extend(parts.disks.iter().map(|disk| drive(disk, limiter)));
     // The user-mode network is QEMU's own: `plan` gives such a guest none.
     if let Net::Tap { name, mac } = &parts.net {
         requests.push(Request::NetworkInterface(api::NetworkInterface {
             iface_id: "net".to_owned(),
             host_dev_name: name.clone(),
             guest_mac: mac.to_string(),
+            rx_rate_limiter: api::RateLimiter::of_net(&parts.limits),
+            tx_rate_limiter: api::RateLimiter::of_net(&parts.limits),
         }));
     }
     requests.push(Request::Entropy(api::EntropyDevice {}));
@@ -136,7 +139,7 @@ pub fn requests(parts: &Parts) -> Vec<Request> {
     requests
 }
 
-fn drive(disk: &Disk) -> Request {
+fn drive(disk: &Disk, rate_limiter: Option<api::RateLimiter>) -> Request {
     Request::Drive(api::Drive {
         drive_id: disk.name.to_owned(),
         path_on_host: disk.path.to_string_lossy().into_owned(),
@@ -149,6 +152,7 @@ fn drive(disk: &Disk) -> Request {
             Access::ReadOnly => api::CacheType::Unsafe,
             Access::ReadWrite | Access::Device => api::CacheType::Writeback,
         },
+        rate_limiter,
     })
 }
 

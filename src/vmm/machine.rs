@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::host::layout::Layout;
 use crate::model::ids::VmId;
+use crate::model::limits::Limits;
 use crate::model::net::{Mac, NetMode, PortForward};
 use crate::model::units::Bytes;
 use crate::model::vm::{RootMode, VmmKind};
@@ -35,6 +36,8 @@ pub struct Parts {
     pub disks: Vec<Disk>,
     /// The network device, if any.
     pub net: Net,
+    /// What the VMM holds the guest to.
+    pub limits: Limits,
     /// The VMM's control socket.
     pub control: PathBuf,
     /// The host's side of the guest's vsock.
@@ -113,6 +116,7 @@ impl Parts {
             boot_args: kernel_command_line(machine.kind, &guest_disks(&disks), clock),
             disks,
             net: net(vm, machine),
+            limits: machine.limits,
             control: layout.control_socket(vm),
             vsock: layout.vsock(vm),
             vhost: layout.as_seen_at_work(&layout.vhost_socket(vm)),
@@ -197,6 +201,7 @@ pub(super) mod tests {
             kernel: "00000000000000bb".parse().unwrap(),
             net,
             publish: vec!["8080:80".parse().unwrap()],
+            limits: Limits::default(),
         };
         let vm = VmId::from_bits(0x2a);
         let clock = (kind == VmmKind::QemuTcg).then(|| HostClock::of_tsc_khz(2_500_000));

@@ -15,6 +15,7 @@ use crate::host::launch::{CONTROL_DESCRIPTOR, FIRST_FILE, Inherited};
 use crate::host::process::Marker;
 use crate::host::program::Programs;
 use crate::model::ids::VmId;
+use crate::model::limits::Limits;
 use crate::model::vm::VmmKind;
 use crate::plan::step::{Fault, FaultKind};
 
@@ -38,7 +39,7 @@ impl Vmm for Qemu {
         let mut words = Words(Vec::new());
         machine(&mut words, parts);
         for (disk, file) in parts.disks.iter().zip(DISK_FILES..) {
-            attach(&mut words, disk, file);
+            attach(&mut words, disk, file, &parts.limits);
         }
         let tap = DISK_FILES + parts.disks.len();
         network(&mut words, &parts.net, tap);
@@ -187,7 +188,7 @@ fn machine(words: &mut Words, parts: &Parts) {
     words.pair("-append", OsStr::new(&parts.boot_args));
 }
 
-fn attach(words: &mut Words, disk: &Disk, file: usize) {
+fn attach(words: &mut Words, disk: &Disk, file: usize, limits: &Limits) {
     let name = disk.name;
     let set = descriptor(file);
     words.pair("-add-fd", format!("fd={set},set={set}"));
@@ -204,12 +205,26 @@ fn attach(words: &mut Words, disk: &Disk, file: usize) {
     };
     words.pair(
         "-drive",
-        format!("if=none,id={name},format=raw,{access},{file}/dev/fdset/{set}"),
+        format!(
+            "if=none,id={name},format=raw,{access}{},{file}/dev/fdset/{set}",
+            throttling(limits)
+        ),
     );
     words.pair(
         "-device",
         format!("virtio-blk-device,drive={name},serial={name}"),
     );
+}
+
+/// What a disk is held to, each by itself (qemu(1), "-drive", throttling).
+fn throttling(limits: &Limits) -> String {
+    let iops = limits.disk_iops.map(u64::from);
+    let option = |name: &str, limit: Option<u64>| {
+        limit.map(|limit| format!(",throttling.{name}-total={limit}"))
+    };
+    let rate = limits.disk_bandwidth.map(|rate| rate.0);
+    let both = [option("iops", iops), option("bps", rate)];
+    both.into_iter().flatten().collect()
 }
 
 fn network(words: &mut Words, net: &Net, tap: usize) {
@@ -258,6 +273,7 @@ mod tests {
     use super::super::machine::tests::{parts, parts_of};
     use super::*;
     use crate::model::net::NetMode;
+    use crate::model::units::Bytes;
     use crate::model::vm::RootMode;
 
     fn arguments(kind: VmmKind, net: NetMode) -> Vec<String> {
@@ -297,6 +313,17 @@ mod tests {
         let root = "if=none,id=root,format=raw,discard=unmap,auto-read-only=off,\
                     file.driver=host_device,file.filename=/dev/fdset/6";
         assert!(words.iter().any(|word| word == root), "{words:?}");
+    }
+
+    #[test]
+    fn limits_of_disks_are_written_on_each_of_them() {
+        let mut parts = parts(VmmKind::QemuTcg, NetMode::None);
+        parts.limits.disk_iops = Some(300);
+        parts.limits.disk_bandwidth = Some(Bytes::mib(2));
+        let words = Qemu.arguments(&parts);
+        let drives = words.iter().filter_map(|word| word.to_str());
+        let limit = ",throttling.iops-total=300,throttling.bps-total=2097152";
+        assert_eq!(drives.filter(|word| word.contains(limit)).count(), 4);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! has the one hierarchy of version 2 with every controller.
 
 use banger::host::cgroup::Groups;
-use banger::plan::step::Step;
+use banger::plan::step::{GroupLimits, Step};
 
 use super::support::inside::Inside;
 use super::support::{Banger, skip};
@@ -16,7 +16,11 @@ fn a_control_group_is_made_and_removed_twice() {
     if Groups::discover().is_none() {
         return skip(MADE_TWICE, "no cgroup v2 hierarchy is ours to use");
     }
-    lab::on_this_machine(|host| make_and_remove_twice(host, &Step::Cgroup { vm: VM }));
+    let limits = GroupLimits {
+        cpu_weight: Some(200),
+    };
+    let weighed = Step::Cgroup { vm: VM, limits };
+    lab::on_this_machine(|host| make_and_remove_twice(host, &weighed));
 }
 
 #[test]

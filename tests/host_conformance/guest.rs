@@ -145,6 +145,21 @@ impl Guest {
         self.parse(&frame[..length])
     }
 
+    /// Bytes of UDP payload in the frames that are there already.
+    pub fn bytes_waiting(&self) -> usize {
+        let mut bytes = 0;
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        while poll(&mut [PollFd::new(&self.tap, PollFlags::IN)], Some(&now)).unwrap() > 0 {
+            if let Seen::Udp { payload, .. } = self.receive(&[]) {
+                bytes += payload.len();
+            }
+        }
+        bytes
+    }
+
     fn parse(&self, frame: &[u8]) -> Seen {
         match u16::from_be_bytes([frame[12], frame[13]]) {
             ARP => self.parse_arp(&frame[14..]),

@@ -9,6 +9,7 @@ mod both;
 mod cgroup;
 mod guest;
 mod lab;
+mod limits;
 mod packets;
 mod published;
 mod real;
@@ -31,7 +32,7 @@ use banger::host::{Host, RealHost, facts, firewall};
 use banger::model::ids::VmId;
 use banger::model::net::Subnet;
 use banger::model::units::Bytes;
-use banger::plan::step::{FaultKind, Outside, Presence, Step};
+use banger::plan::step::{FaultKind, Outside, Presence, Step, TapLimit};
 use banger::{model, plan};
 
 use lab::{Lab, ip, run_program};
@@ -57,6 +58,14 @@ fn rules(vm: VmId, address: Ipv4Addr, outside: Outside) -> Step {
         outside,
         publish: Vec::new(),
     }
+}
+
+fn net_limit(vm: VmId, bandwidth: Bytes) -> Step {
+    let limit = TapLimit {
+        subnet: subnet(),
+        bandwidth,
+    };
+    Step::NetLimit { vm, limit }
 }
 
 fn first_address() -> Ipv4Addr {
@@ -91,6 +100,7 @@ fn every_object_is_made_and_removed_twice() {
             tap(VM),
             rules(VM, first_address(), Outside::Closed),
             rules(VM, first_address(), Outside::Nat),
+            net_limit(VM, Bytes::mib(1)),
         ] {
             make_and_remove_twice(&lab.host, &step);
         }

@@ -8,11 +8,12 @@ mod snapshots;
 use std::fmt;
 
 use banger::model::ids::VmId;
+use banger::model::limits::Limits;
 use banger::model::net::NetMode;
 use banger::model::units::Bytes;
 use banger::model::vm::{RootMode, VmmKind};
 use banger::plan::retry::Verb;
-use banger::plan::step::{Machine, Outside, Step};
+use banger::plan::step::{GroupLimits, Machine, Outside, Step};
 
 use crate::world::Turn;
 
@@ -179,7 +180,10 @@ impl Cast {
     }
 
     fn group(&self) -> Step {
-        Step::Cgroup { vm: self.vm }
+        Step::Cgroup {
+            vm: self.vm,
+            limits: GroupLimits::default(),
+        }
     }
 
     fn backend(&self) -> Step {
@@ -239,6 +243,7 @@ pub fn machine(kind: VmmKind, net: NetMode) -> Machine {
         kernel: "00000000000000bb".parse().unwrap(),
         net,
         publish: Vec::new(),
+        limits: Limits::default(),
     }
 }
 

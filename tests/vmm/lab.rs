@@ -11,10 +11,11 @@ use banger::host::process::{Marker, find};
 use banger::host::program::Programs;
 use banger::host::{Host, RealHost, Settings};
 use banger::model::ids::VmId;
+use banger::model::limits::Limits;
 use banger::model::net::NetMode;
 use banger::model::units::Bytes;
 use banger::model::vm::VmmKind;
-use banger::plan::step::{Machine, Presence, Step};
+use banger::plan::step::{GroupLimits, Machine, Presence, Step};
 use banger::vmm::initrd::OwnProgram;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
@@ -49,6 +50,7 @@ impl Lab {
             kernel: "00000000000000bb".parse().unwrap(),
             net: NetMode::None,
             publish: Vec::new(),
+            limits: Limits::default(),
         };
         let vm = VmId::from_bits(std::process::id() << 8 | vm);
         lay_out(&layout, vm, &machine);
@@ -70,7 +72,11 @@ impl Lab {
     /// The steps that make processes, in order.
     pub fn steps(&self) -> Vec<Step> {
         let (vm, machine) = (self.vm, self.machine.clone());
-        let mut steps = vec![Step::RunDirectory { vm }, Step::Cgroup { vm }];
+        let group = Step::Cgroup {
+            vm,
+            limits: GroupLimits::default(),
+        };
+        let mut steps = vec![Step::RunDirectory { vm }, group];
         if machine.net.has_tap() {
             let subnet = "172.30.0.0/24".parse().unwrap();
             steps.push(Step::Tap { vm, subnet });

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use crate::model::limits::Limits;
 use crate::model::vm::{ImageRef, InitMode, KernelRef, RootMode, VmmRequest};
 use crate::plan::operation::{Effect, Operation};
 use crate::plan::step::StepKind;
@@ -30,6 +31,7 @@ fn spec(net: NetMode, root_mode: RootMode) -> VmSpec {
         vmm: VmmRequest::Auto,
         env: Vec::new(),
         workdir: None,
+        limits: Limits::default(),
     }
 }
 

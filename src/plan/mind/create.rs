@@ -8,7 +8,7 @@ use crate::model::ids::{VmId, VmName};
 use crate::model::net::{NetMode, NetRequest};
 use crate::model::units::Bytes;
 use crate::model::vm::{ImageRef, KernelRef, Phase, VmSpec, VmmRequest};
-use crate::plan::check::check_sizes;
+use crate::plan::check::{check_limits, check_net_limit, check_sizes};
 use crate::plan::facts::MIN_FREE;
 use crate::plan::make;
 use crate::plan::names;
@@ -56,6 +56,7 @@ impl Mind {
             request.work_disk,
             request.root_disk,
         )?;
+        check_limits(&request.limits)?;
         self.facts.check_memory(request.memory).map_err(|failure| {
             failure.hint(
                 "Give less with `--memory`, or with `vm_defaults.memory` in the configuration.",
@@ -65,6 +66,7 @@ impl Mind {
         self.facts.fit_root(request.root_mode)?;
         let (net, _) = self.network(request)?;
         self.check_ports(&format!("create vm {name}"), net, request)?;
+        check_net_limit(&name, net, &request.limits)?;
         self.check_space(&name)?;
         let image = self.resolve_image(&request.image)?;
         let kernel = self.resolve_kernel(&request.kernel)?;
@@ -139,7 +141,10 @@ impl Mind {
             name: record.spec.name.clone(),
         };
         self.progress(&waiters, &named);
-        if let Some(note) = note {
+        let notes = note
+            .into_iter()
+            .chain(self.facts.weight_note(&request.limits));
+        for note in notes {
             self.progress(&waiters, &Progress::Note(note));
         }
         let owner = match request.removal {
@@ -197,6 +202,7 @@ impl Mind {
             vmm: request.vmm,
             env: request.env.clone(),
             workdir: request.workdir.clone(),
+            limits: request.limits,
         };
         let id = self.fresh_id();
         let lease = match net.has_tap() {

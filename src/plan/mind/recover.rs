@@ -16,6 +16,7 @@
 use std::collections::BTreeSet;
 
 use crate::model::ids::VmId;
+use crate::model::limits::Limits;
 use crate::model::units::Bytes;
 use crate::model::vm::{ImageRef, InitMode, KernelRef, Phase, RootMode, VmSpec, VmmRequest};
 use crate::plan::event::{Action, RunToken};
@@ -32,7 +33,12 @@ use super::{Life, Mind, Vm};
 fn mendable(record: &VmRecord) -> Vec<Step> {
     let steps = record.run_plan.iter();
     steps
-        .filter(|step| matches!(step.kind(), StepKind::NetRules | StepKind::CowLoop))
+        .filter(|step| {
+            matches!(
+                step.kind(),
+                StepKind::NetRules | StepKind::NetLimit | StepKind::CowLoop
+            )
+        })
         .cloned()
         .collect()
 }
@@ -100,6 +106,7 @@ impl Mind {
             vmm: VmmRequest::Auto,
             env: Vec::new(),
             workdir: None,
+            limits: Limits::default(),
         };
         let (disk_plan, run_plan) = make::everything(id, &spec, self.facts.subnet);
         VmRecord {

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use crate::failure::FailureKind;
 use crate::model::ids::VmId;
 use crate::model::image::{Image, Kernel};
+use crate::model::limits::Limits;
 use crate::model::net::NetRequest;
 use crate::model::units::Bytes;
 use crate::model::vm::{InitMode, Phase, RootModeRequest, VmmRequest};
@@ -52,6 +53,7 @@ fn facts() -> HostFacts {
         taps: Fitness::Fit,
         reflink: Fitness::Unfit("its file system cannot".to_owned()),
         device_mapper: Fitness::Unfit("not permitted".to_owned()),
+        cpu_weight: Fitness::Unfit("no cpu controller".to_owned()),
         subnet: "172.30.0.0/24".parse().unwrap(),
         memory: Bytes::gib(64),
         catalog_images: vec!["debian-minimal".parse().unwrap()],
@@ -106,6 +108,7 @@ fn create(name: &str, removal: Removal) -> Request {
         vmm: VmmRequest::Auto,
         env: Vec::new(),
         workdir: None,
+        limits: Limits::default(),
         git: None,
         removal,
         then: AfterCreate::Start,

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use crate::model::ids::VmId;
 use crate::model::units::Bytes;
 use crate::model::vm::VmmKind;
-use crate::plan::step::FaultKind;
+use crate::plan::step::{FaultKind, GroupLimits};
 
 use super::*;
 
@@ -25,7 +25,10 @@ fn run() -> Vec<Step> {
     let kind = VmmKind::QemuTcg;
     vec![
         Step::RunDirectory { vm },
-        Step::Cgroup { vm },
+        Step::Cgroup {
+            vm,
+            limits: GroupLimits::default(),
+        },
         Step::VsockBackend { vm },
         Step::Booted { vm, kind },
         Step::Ready { vm },

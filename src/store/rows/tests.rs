@@ -1,6 +1,8 @@
 //! Every row comes back as it went in, and the rows checked in are still read.
 
-use crate::model::vm::RootMode;
+use crate::model::limits::Limits;
+use crate::model::vm::{RootMode, VmmKind};
+use crate::plan::make;
 use crate::plan::step::Step;
 use crate::store::fixture::{image, kernel, vm, vm_of};
 
@@ -78,6 +80,23 @@ fn every_root_mode_is_read_as_it_was_written_and_rows_without_one_are_overlays()
         }
     }
     assert_eq!(loaded.vms, [expected]);
+}
+
+#[test]
+fn limits_come_back_and_rows_without_any_have_none() {
+    let mut limited = vm();
+    limited.spec.limits = Limits {
+        disk_iops: Some(500),
+        disk_bandwidth: Some(Bytes::mib(20)),
+        net_bandwidth: Some(Bytes::mib(1)),
+        cpu_weight: Some(200),
+    };
+    let (spec, kind) = (&limited.spec, VmmKind::QemuTcg);
+    limited.run_plan = make::run_plan(limited.id, spec, limited.lease, kind);
+    let row = row_of(RowChange::PutVm(Box::new(limited.clone())));
+    same_json(&row.1, include_str!("../samples/vm.v1-limits.json"));
+    let loaded = read(vec![row], Vec::new(), Vec::new()).unwrap();
+    assert_eq!(loaded.vms, [limited]);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
+use crate::model::limits::Limits;
 use crate::plan::step::{Fault, FaultKind};
 
 use super::super::Deadline;
@@ -85,6 +86,9 @@ pub struct Drive {
     pub is_root_device: bool,
     /// Whether the guest's flushes are carried out.
     pub cache_type: CacheType,
+    /// What it is held to, by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimiter>,
 }
 
 /// What a guest's flush does.
@@ -105,6 +109,62 @@ pub struct NetworkInterface {
     pub host_dev_name: String,
     /// The guest's Ethernet address.
     pub guest_mac: String,
+    /// What goes to the guest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rx_rate_limiter: Option<RateLimiter>,
+    /// What comes from the guest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tx_rate_limiter: Option<RateLimiter>,
+}
+
+/// How much a device may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct RateLimiter {
+    /// Tokens are bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<TokenBucket>,
+    /// Tokens are requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ops: Option<TokenBucket>,
+}
+
+/// A bucket that is full at first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct TokenBucket {
+    /// Tokens in it.
+    pub size: u64,
+    /// Milliseconds in which it fills.
+    pub refill_time: u64,
+}
+
+impl TokenBucket {
+    /// So many in a second; a second's worth at once.
+    fn per_second(size: u64) -> TokenBucket {
+        TokenBucket {
+            size,
+            refill_time: 1000,
+        }
+    }
+}
+
+impl RateLimiter {
+    /// What each disk is held to.
+    pub fn of_disk(limits: &Limits) -> Option<RateLimiter> {
+        let ops = limits.disk_iops.map(u64::from).map(TokenBucket::per_second);
+        let bandwidth = limits
+            .disk_bandwidth
+            .map(|rate| TokenBucket::per_second(rate.0));
+        (ops.is_some() || bandwidth.is_some()).then_some(RateLimiter { bandwidth, ops })
+    }
+
+    /// What each direction of the network device is held to.
+    pub fn of_net(limits: &Limits) -> Option<RateLimiter> {
+        let rate = limits.net_bandwidth?;
+        Some(RateLimiter {
+            bandwidth: Some(TokenBucket::per_second(rate.0)),
+            ops: None,
+        })
+    }
 }
 
 /// A source of random bytes.

@@ -10,7 +10,9 @@ use yaml_rust2::{Yaml, YamlLoader};
 use super::super::machine::tests::parts;
 use super::api::{Action, Request, VmState};
 use super::requests;
+use crate::model::limits::Limits;
 use crate::model::net::NetMode;
+use crate::model::units::Bytes;
 use crate::model::vm::VmmKind;
 
 const DEFINITION: &str = concat!(
@@ -128,8 +130,14 @@ fn every_request_of_a_start_is_in_the_api_definition() {
     let Some(definition) = definition("every_request_of_a_start_is_in_the_api_definition") else {
         return;
     };
-    for net in [NetMode::None, NetMode::Nat, NetMode::Isolated] {
-        let sent = requests(&parts(VmmKind::Firecracker, net))
+    for (net, limits) in [
+        (NetMode::None, Limits::default()),
+        (NetMode::Nat, all_limits()),
+        (NetMode::Isolated, Limits::default()),
+    ] {
+        let mut parts = parts(VmmKind::Firecracker, net);
+        parts.limits = limits;
+        let sent = requests(&parts)
             .into_iter()
             .chain([Request::Action(Action::InstanceStart)]);
         for request in sent {
@@ -144,6 +152,32 @@ fn every_request_of_a_start_is_in_the_api_definition() {
     for path in ["/", "/vm/config"] {
         assert!(operation(&definition, "GET", path).is_some(), "{path}");
     }
+}
+
+fn all_limits() -> Limits {
+    Limits {
+        disk_iops: Some(500),
+        disk_bandwidth: Some(Bytes::mib(20)),
+        net_bandwidth: Some(Bytes::mib(1)),
+        cpu_weight: Some(200),
+    }
+}
+
+#[test]
+fn limits_are_written_on_every_disk_and_both_directions() {
+    let mut parts = parts(VmmKind::Firecracker, NetMode::Nat);
+    parts.limits = all_limits();
+    let body = |request: &Request| String::from_utf8(request.body()).unwrap();
+    let bodies: Vec<String> = requests(&parts).iter().map(body).collect();
+    let disk = r#""rate_limiter":{"bandwidth":{"size":20971520,"refill_time":1000},"ops":{"size":500,"refill_time":1000}}"#;
+    let limited = bodies.iter().filter(|body| body.contains(disk));
+    assert_eq!(limited.count(), parts.disks.len());
+    let net = r#"_rate_limiter":{"bandwidth":{"size":1048576,"refill_time":1000}}"#;
+    let device = bodies
+        .iter()
+        .find(|body| body.contains("iface_id"))
+        .unwrap();
+    assert_eq!(device.matches(net).count(), 2, "{device}");
 }
 
 #[test]

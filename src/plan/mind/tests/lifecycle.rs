@@ -429,7 +429,7 @@ fn unreadable_vm_is_shown_stuck_and_can_only_be_deleted() {
     assert!(matches!(desk.last_reply(), Reply::Deleted { .. }));
     assert_eq!(
         desk.steps.len(),
-        14,
+        15,
         "every object it could have is removed"
     );
     assert!(desk.vms().is_empty());
