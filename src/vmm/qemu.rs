@@ -256,7 +256,12 @@ fn network(words: &mut Words, net: &Net, tap: usize) {
 fn sockets_and_console(words: &mut Words, parts: &Parts) {
     words.pair("-device", "virtio-rng-device");
     words.with_path("-chardev", "socket,id=vsock,path=", &parts.vhost);
-    words.pair("-device", "vhost-user-vsock-device,chardev=vsock");
+    // A kick that comes before the back end has enabled the queue is lost in it. With event
+    // indices the guest, waiting for an answer to that one, would never kick again.
+    words.pair(
+        "-device",
+        "vhost-user-vsock-device,chardev=vsock,event_idx=off",
+    );
     // The pipe to our console log, opened anew: QEMU has no character device that writes
     // to a descriptor and does not also read.
     words.pair("-chardev", "file,id=console,path=/proc/self/fd/1");
