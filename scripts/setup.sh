@@ -26,6 +26,8 @@ PACKAGES=(
 TEST_PACKAGES=(
     "iproute2             plays other machines in the host's tests"
     "shellcheck           checks these scripts"
+    "xfsprogs             makes a file system whose files share blocks"
+    "btrfs-progs          makes another"
 )
 VSOCK_TOOL=vhost-device-vsock
 VSOCK_VERSION=0.3.0

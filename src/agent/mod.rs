@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Reading order: [`init`] tells the whole boot; `cmdline`, `modules`, `device`,
-//! `root`, `copy`, `dial`, `config`, `place`, `net` and `link` are its pieces;
+//! `root`, `grow`, `copy`, `dial`, `config`, `place`, `net` and `link` are its pieces;
 //! `handover`, `unit` and `first` end it. [`server`] tells what a running guest does: `stream`,
 //! `exec` with `command`, `child` and `terminal`, `unpack`, `power`, `clock`.
 //!
@@ -33,6 +33,7 @@ mod device;
 mod dial;
 mod exec;
 mod first;
+mod grow;
 mod handover;
 mod init;
 mod link;

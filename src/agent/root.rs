@@ -1,7 +1,7 @@
 //! Puts the guest's root together from its disks and makes it the root.
 //!
 //! ```text
-//!  base (read-only) + upper --overlay--> /            or: base (writable) --> /
+//!  base (read-only) + upper --overlay--> /            or: base (writable, grown) --> /
 //!  work:/root               --bind-----> /root        first boot: the image's /root copied
 //!  modules:/VERSION         --bind-----> /lib/modules/VERSION
 //! ```
@@ -81,10 +81,14 @@ impl Disks {
     /// # Errors
     /// A disk is missing or damaged. Missing modules are a warning only.
     pub fn join(self, release: &str, journal: &mut Journal) -> Result<(), Failure> {
+        let base = Path::new("/dev").join(&self.base.name);
         self.base.finish()?;
-        if let Some(upper) = self.upper {
-            upper.finish()?;
-            overlay()?;
+        match self.upper {
+            Some(upper) => {
+                upper.finish()?;
+                overlay()?;
+            }
+            None => journal.tolerate(super::grow::to_whole_disk(&base, Path::new(NEW_ROOT))),
         }
         let place = Place::at(Path::new(NEW_ROOT)).map_err(during("open the new root"))?;
         if let Some(work) = self.work {

@@ -135,6 +135,11 @@ const KNOWN: &[Known] = &[
         hint: "VMs then run as root, without capabilities: give bangerd all of root's capabilities and ids, or run it as an ordinary user.",
     },
     Known {
+        name: "base_extents",
+        missing: Verdict::Warn,
+        hint: "Roots that share this image's blocks are made and read more slowly: `banger image pull NAME --force` writes it anew, best onto a disk with room.",
+    },
+    Known {
         name: "git",
         missing: Verdict::Warn,
         hint: "`vm run PATH` needs it: `apt install git`.",

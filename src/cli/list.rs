@@ -43,6 +43,9 @@ impl VmList {
             for vm in vms.iter().filter(|vm| vm.phase == "stuck") {
                 render::say(&stuck(vm));
             }
+            for (vm, warning) in vms.iter().filter_map(warned) {
+                render::say(&format!("{vm}: {warning}"));
+            }
         }
         Ok(0)
     }
@@ -53,6 +56,12 @@ fn stuck(vm: &VmView) -> String {
     let reason = vm.reason.as_deref().unwrap_or("of unknown reason");
     let advice = stuck_advice(&vm.name);
     printable(&format!("vm {} is stuck: {reason}: {advice}", vm.name))
+}
+
+/// The VM's name with what is wrong or soon will be with its root.
+fn warned(vm: &VmView) -> Option<(&str, &str)> {
+    let warning = vm.root_store.as_ref()?.warning.as_deref()?;
+    Some((&vm.name, warning))
 }
 
 /// VMs as a table; `now` is seconds since the epoch.

@@ -61,6 +61,14 @@ fn because(value: &str, reason: Option<&String>) -> String {
     }
 }
 
+/// A root that is lost says so where everybody looks first.
+fn state(vm: &VmView) -> String {
+    let store = vm.root_store.as_ref();
+    let lost = store.filter(|store| store.state != "active");
+    let lost = lost.and_then(|store| store.warning.as_ref());
+    because(&vm.phase, vm.reason.as_ref().or(lost))
+}
+
 fn root(vm: &VmView) -> String {
     let text = format!("{} ({})", size(vm.root_disk), vm.root_mode);
     match &vm.root_store {
@@ -98,7 +106,7 @@ fn rows(vm: &VmView, now: u64) -> Vec<(&'static str, String)> {
     let mut rows = vec![
         ("name", vm.name.clone()),
         ("id", vm.id.clone()),
-        ("state", because(&vm.phase, vm.reason.as_ref())),
+        ("state", state(vm)),
         ("image", format!("{} ({})", vm.image, vm.image_content)),
         ("kernel", vm.kernel.clone()),
         ("vcpu", vm.vcpu.to_string()),
@@ -136,7 +144,9 @@ fn rows(vm: &VmView, now: u64) -> Vec<(&'static str, String)> {
     let phases: Vec<String> = vm.boot_phases.iter().map(phase).collect();
     optional("boot", (!phases.is_empty()).then(|| phases.join(", ")));
     rows.extend(limits(vm));
-    for warning in &vm.warnings {
+    let store = vm.root_store.as_ref();
+    let root = store.and_then(|store| store.warning.as_ref());
+    for warning in root.into_iter().chain(&vm.warnings) {
         rows.push(("warning", warning.clone()));
     }
     if vm.delete_on_disconnect {

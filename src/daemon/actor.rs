@@ -10,7 +10,8 @@
 //! The loop awaits only its inbox. A failed save ends the process: memory must not run
 //! ahead of disk, and recovery at the next start does the rest.
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
 use smol::channel::Receiver;
@@ -31,7 +32,7 @@ use crate::plan::facts::HostFacts;
 use crate::plan::mind::Mind;
 use crate::plan::record::{RowChange, VmRecord};
 use crate::plan::request::{ClientId, OpId, Reply as MindReply};
-use crate::proto::reply::{ImageView, KernelView, Line, Reply, Status};
+use crate::proto::reply::{ImageView, KernelView, Line, Reply, RootStore, Status};
 use crate::proto::request as wire;
 use crate::store::Store;
 
@@ -54,6 +55,8 @@ pub struct Actor {
     /// Who asks each request under way, with its own word for it.
     ops: HashMap<OpId, (ClientId, String)>,
     next_op: u64,
+    /// VMs whose root is running out of space, and that this was said.
+    low_stores: RefCell<BTreeSet<VmId>>,
     /// Clients that came before recovery had looked; `None` once it has.
     early: Option<Vec<(ClientId, Client)>>,
 }
@@ -84,6 +87,7 @@ impl Actor {
             about,
             ops: HashMap::new(),
             next_op: 1,
+            low_stores: RefCell::new(BTreeSet::new()),
             early: Some(Vec::new()),
         }
     }
@@ -391,7 +395,20 @@ impl Actor {
 
     fn vm_view(&self, record: &VmRecord) -> crate::proto::reply::VmView {
         let pid = self.shell.pid(record.id);
-        views::vm(record, &self.shell.layout, &self.about.facts, pid)
+        let view = views::vm(record, &self.shell.layout, &self.about.facts, pid);
+        self.warn_of_store(record.id, view.root_store.as_ref());
+        view
+    }
+
+    /// Once in the log, however often somebody looks.
+    fn warn_of_store(&self, vm: VmId, store: Option<&RootStore>) {
+        let warning = store.and_then(|store| store.warning.as_ref());
+        let mut known = self.low_stores.borrow_mut();
+        match warning {
+            Some(warning) if known.insert(vm) => log::warn!(vm:%; "{warning}"),
+            Some(_) => {}
+            None => drop(known.remove(&vm)),
+        }
     }
 }
 

@@ -4,14 +4,18 @@ use std::os::unix::fs::MetadataExt;
 
 use super::base;
 use crate::host::layout::Layout;
+use crate::host::{cow, disk, dm};
 use crate::model::ids::VmId;
 use crate::model::image::{Image, Kernel};
+use crate::model::units::Bytes;
+use crate::model::vm::RootMode;
 use crate::plan::facts::HostFacts;
 use crate::plan::record::VmRecord;
 use crate::plan::request::{self as plan, PullKey};
 use crate::plan::retry::Verb;
 use crate::plan::step::StepKind;
-use crate::proto::reply::{ImageView, KernelView, Progress, VmView};
+use crate::plan::store_level;
+use crate::proto::reply::{ImageView, KernelView, Progress, RootStore, VmView};
 
 /// A VM, with what only this machine knows of it.
 pub fn vm(record: &VmRecord, layout: &Layout, facts: &HostFacts, pid: Option<u32>) -> VmView {
@@ -30,7 +34,7 @@ pub fn vm(record: &VmRecord, layout: &Layout, facts: &HostFacts, pid: Option<u32
         work_disk: spec.work_disk.0,
         root_disk: spec.root_disk.0,
         root_mode: spec.root_mode.to_string(),
-        root_store: None,
+        root_store: root_store(record, layout),
         allocated: allocated(record.id, layout),
         net: spec.net.to_string(),
         net_reason: record.net_reason.clone(),
@@ -49,6 +53,32 @@ pub fn vm(record: &VmRecord, layout: &Layout, facts: &HostFacts, pid: Option<u32
         warnings: boot.map(|boot| boot.warnings.clone()).unwrap_or_default(),
         delete_on_disconnect: record.removal == crate::plan::record::Removal::WithClient,
     }
+}
+
+/// How full the store of a root is that is a snapshot, while it is there.
+fn root_store(record: &VmRecord, layout: &Layout) -> Option<RootStore> {
+    if record.spec.root_mode != RootMode::DmSnapshot {
+        return None;
+    }
+    let level = match dm::level(record.id) {
+        Ok(level) => level?,
+        Err(fault) => {
+            return Some(RootStore {
+                used: 0,
+                total: 0,
+                state: "unknown".to_owned(),
+                warning: Some(fault.what),
+            });
+        }
+    };
+    let needed = cow::length_for(record.spec.root_disk);
+    let free = disk::free_space(&layout.vm_directory(record.id)).unwrap_or(Bytes(0));
+    Some(RootStore {
+        used: level.used.0,
+        total: level.total.0,
+        state: level.state.word().to_owned(),
+        warning: store_level::warning(record.spec.name.as_str(), &level, needed, free),
+    })
 }
 
 /// Bytes that a VM's disks take on the host; a disk that is not there takes none.

@@ -1,7 +1,7 @@
 //! A VM's root as a snapshot: two device-mapper devices over two loop devices.
 //!
 //! ```text
-//!  bgr-<id>       snapshot   writable: the VMM's root disk, by <run directory>/root
+//!  bgr-<id>       snapshot   writable: the VMM's root disk, by <VM's folder>/root.device
 //!    bgr-<id>-base  linear + zero   read-only: the base, then zeros up to the root's size
 //!      loop banger:<id>:base          the image
 //!    loop banger:<id>:cow           the exception store
@@ -136,7 +136,8 @@ pub fn probe(snapshot: &Snapshot<'_>) -> Result<Presence, Fault> {
     for name in &names {
         exist += usize::from(control.find(name).map_err(failed)?.is_some());
     }
-    if exist == 0 && fs::symlink_metadata(snapshot.link).is_err() {
+    // A link alone leads nowhere: it is left of before a reboot of the host.
+    if exist == 0 {
         return Ok(Presence::Absent);
     }
     Ok(match is_whole(&control, snapshot) {

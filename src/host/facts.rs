@@ -4,7 +4,7 @@
 //! of a second in all); the plan asks only [`taps`], the sizes ask [`processors`] and
 //! [`memory`]. Nothing is changed, except that asking for nf_tables loads its module.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::time::Duration;
 
@@ -22,12 +22,16 @@ use super::layout::Layout;
 use super::link::Links;
 use super::program::Programs;
 use super::tables::Tables;
-use super::{disk, program};
+use super::{disk, dm, program, reflink};
+use crate::sys::fiemap;
 
 const VERSION_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The first version of e2fsprogs with `assume_storage_prezeroed`.
 const E2FSPROGS: (u32, u32) = (1, 47);
+
+/// So many pieces of an image still take `FICLONE` only milliseconds (docs/disks.md).
+const MANY_EXTENTS: u32 = 10_000;
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +88,8 @@ pub fn findings(look: &Look<'_>) -> Vec<Finding> {
     }
     all.push(finding("cgroup", cgroup()));
     all.push(finding("users", users()));
+    all.push(root_modes(look.layout));
+    all.extend(base_extents(look.layout));
     all.push(free_space(&look.layout.state));
     all
 }
@@ -217,6 +223,38 @@ fn users() -> Result<String, String> {
         Separation::Own(why) if rustix::process::geteuid().is_root() => Err(why),
         Separation::Own(why) => Ok(format!("VMs run as this user: {why}")),
     }
+}
+
+/// Which root modes there are; a want of some is no fault, `overlay` is always there.
+fn root_modes(layout: &Layout) -> Finding {
+    let tried = [
+        ("reflink", reflink::fitness(&layout.state)),
+        ("dm-snapshot", dm::fitness()),
+    ];
+    let first = tried.iter().find(|(_, fit)| fit.is_ok());
+    let mut detail = first.map_or("overlay", |(name, _)| *name).to_owned() + " by default";
+    for (name, fit) in &tried {
+        if let Err(why) = fit {
+            detail += &format!("; no {name}: {why}");
+        }
+    }
+    finding("root_modes", Ok(detail))
+}
+
+/// The image that lies in most pieces; `None` without images, or where none tells.
+fn base_extents(layout: &Layout) -> Option<Finding> {
+    let images = fs::read_dir(layout.images()).ok()?;
+    let count = |folder: fs::DirEntry| {
+        let file = File::open(folder.path().join("rootfs.ext4")).ok()?;
+        let extents = fiemap::extents(&file).ok()?;
+        Some((extents, folder.file_name()))
+    };
+    let (extents, image) = images.filter_map(Result::ok).filter_map(count).max()?;
+    Some(Finding {
+        name: "base_extents",
+        ok: extents <= MANY_EXTENTS,
+        detail: format!("{extents} at most, image {}", image.display()),
+    })
 }
 
 /// Of the nearest folder that exists.

@@ -166,10 +166,10 @@ impl Layout {
         self.vm_directory(vm).join("root.cow")
     }
 
-    /// A link to the block device of the VM's snapshot. In the runtime directory and
-    /// not in /dev, so that it goes with the run; a link, since /run takes no devices.
+    /// A link to the block device of the VM's snapshot: in a folder that the VM's own
+    /// user cannot write to, and a link, since not every file system takes devices.
     pub fn root_device(&self, vm: VmId) -> PathBuf {
-        self.run_directory(vm).join("root")
+        self.vm_directory(vm).join("root.device")
     }
 
     /// The disk at /root.

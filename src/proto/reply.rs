@@ -225,7 +225,8 @@ pub struct RootStore {
     pub used: u64,
     /// Bytes that it can take.
     pub total: u64,
-    /// `active`, `overflow` (no more writes until it is grown) or `invalid` (lost).
+    /// `active`, `overflow` (no more writes until it is grown), `invalid` (lost), or
+    /// `unknown` where the kernel does not tell.
     pub state: String,
     /// What is wrong or soon will be, with what to type.
     pub warning: Option<String>,

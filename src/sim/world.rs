@@ -258,7 +258,7 @@ impl World {
             // The device is still over the file that had the name.
             StepKind::CowFile => self.spoil(vm, StepKind::CowLoop),
             // The link to the device lay there.
-            StepKind::RunDirectory => self.spoil(vm, StepKind::DmSnapshot),
+            StepKind::VmDirectory => self.spoil(vm, StepKind::DmSnapshot),
             StepKind::DmSnapshot => self.let_go(vm, &[StepKind::BaseLoop, StepKind::CowLoop]),
             _ => {}
         }
@@ -392,7 +392,7 @@ impl World {
             Step::BaseLoop { .. } => Ok(()),
             Step::CowLoop { .. } => lacks(&[K::CowFile], FaultKind::Missing),
             Step::DmSnapshot { .. } => lacks(
-                &[K::RunDirectory, K::BaseLoop, K::CowLoop],
+                &[K::VmDirectory, K::BaseLoop, K::CowLoop],
                 FaultKind::Missing,
             ),
             // The folder of its sockets and of the pipe for its log. A launcher without its

@@ -10,6 +10,8 @@ pub mod entropy;
 #[allow(unsafe_code)]
 pub mod ext4;
 #[allow(unsafe_code)]
+pub mod fiemap;
+#[allow(unsafe_code)]
 pub mod kvm;
 #[allow(unsafe_code)]
 pub mod loop_device;

@@ -243,7 +243,11 @@ pub(super) mod tests {
                 "/s/vms/0000002a/root.ext4",
                 Access::ReadWrite,
             ),
-            (RootMode::DmSnapshot, "/r/vms/0000002a/root", Access::Device),
+            (
+                RootMode::DmSnapshot,
+                "/s/vms/0000002a/root.device",
+                Access::Device,
+            ),
         ] {
             let parts = parts_of(VmmKind::Firecracker, NetMode::None, mode);
             let root = Disk {
