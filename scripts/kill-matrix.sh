@@ -2,9 +2,10 @@
 # Interrupts every operation at every boundary between its steps with every fault, and
 # prints what came of it; see docs/crash-recovery.md. Needs root. Ends with 1 if a cell fails.
 #
-#   scripts/kill-matrix.sh [--few] [--write] [OPERATION]...
+#   scripts/kill-matrix.sh [--few] [--fault WORD] [--write] [OPERATION]...
 #
 # --few        each fault once per operation: minutes; without it every cell: most of an hour
+# --fault WORD only the columns with that in their name, such as EBUSY or gone
 # --write      put the table into docs/crash-recovery.md
 # OPERATION    create start run stop reset delete pull build (default: all)
 #
@@ -22,6 +23,10 @@ while [ $# -gt 0 ]; do
     case "$1" in
         --few) which=few ;;
         --write) write=yes ;;
+        --fault)
+            export BANGER_KILL_MATRIX_FAULT=${2-}
+            shift
+            ;;
         *)
             [[ " ${OPERATIONS[*]} " == *" $1 "* ]] || {
                 printf 'kill-matrix: unknown operation %s\n' "$1" >&2

@@ -1,112 +1,129 @@
-//! Damaged images and kernels: named in lists and refusals, mended by a plain pull, and
-//! VMs of the same content go on.
+//! End to end: a state directory that cannot be written, and a store that cannot be read.
+//! Clear words, status 74, a FAIL of doctor, and nothing that was durable is touched.
 
 mod support;
 
 use std::fs;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use support::Banger;
+use support::disk::SmallDisk;
+use support::running::Ran;
+use support::{Banger, is_root, skip};
 
-const IMAGE: &str = "debian-minimal";
-const KERNEL: &str = "debian-6.1-cloud";
-
-/// The folder of the only content of this kind.
-fn folder_of(banger: &Banger, kind: &str, name: &str) -> PathBuf {
-    let view = banger.json(&[kind, "show", name]);
-    let content = view["content"].as_str().expect("a stored one has content");
-    banger.state().join(format!("{kind}s")).join(content)
+/// A daemon that has been there and is gone, with its state on a small disk.
+fn lab(test: &str) -> Option<(Banger, SmallDisk)> {
+    if !is_root() {
+        skip(test, "mounts need root");
+        return None;
+    }
+    let disk = SmallDisk::mount(32);
+    let banger = Banger::with_state(disk.path());
+    banger.ok(&["vm", "list"]);
+    banger.kill_daemon();
+    Some((banger, disk))
 }
 
-/// Replaces a file by its first bytes. The file itself stays: it is a link to that of all
-/// tests, and a VM may have it open.
-fn cut(file: &Path, length: usize) {
-    let mut bytes = vec![0; length];
-    let whole = fs::File::open(file).expect("a stored file can be opened");
-    whole
-        .read_exact_at(&mut bytes, 0)
-        .expect("a stored file can be read");
-    replace(file, &bytes);
-}
-
-fn replace(file: &Path, bytes: &[u8]) {
-    fs::remove_file(file).expect("a stored file can be removed");
-    fs::write(file, bytes).expect("a stored file can be written");
-}
-
-/// What `list` and `show` say is damaged.
 #[track_caller]
-fn damage(banger: &Banger, kind: &str, name: &str) -> Option<String> {
-    let shown = banger.json(&[kind, "show", name])["damaged"].clone();
-    let listed = banger.json(&[kind, "list"]);
-    let mut all = listed.as_array().expect("a list is one").iter();
-    let listed = all.find(|view| view["name"] == name).expect("it is listed");
-    assert_eq!(listed["damaged"], shown);
-    let text = banger.ok(&[kind, "show", name]);
-    assert_eq!(text.contains("damaged:"), !shown.is_null(), "{text}");
-    shown.as_str().map(str::to_owned)
+fn assert_storage_failure(ran: &Ran, words: &[&str]) {
+    assert_eq!(ran.code(), Some(74), "{ran:?}");
+    let error = ran.error();
+    for words in words {
+        assert!(error.contains(words), "no {words:?} in: {error}");
+    }
 }
 
-/// A VM is refused with the object's name and what mends it.
-#[track_caller]
-fn assert_refused(banger: &Banger, kind: &str, name: &str) {
-    let ran = banger.run(&["vm", "run", "--rm", "--image", IMAGE, "--", "true"]);
-    assert_eq!(ran.code(), Some(125), "{ran:?}");
-    let said = ran.error();
-    assert!(
-        said.contains(&format!("{kind} {name}: it is damaged")),
-        "{said}"
+fn assert_doctor_fails(banger: &Banger, words: &str) {
+    let ran = banger.run(&["doctor"]);
+    let text = ran.text();
+    let row = text.lines().find(|line| line.contains(" bangerd "));
+    let row = row.expect("doctor has a row for the daemon");
+    assert!(row.starts_with("FAIL") && row.contains(words), "{text}");
+    assert_eq!(ran.code(), Some(1), "{text}");
+}
+
+#[test]
+fn read_only_state_is_said_and_the_store_can_still_be_looked_at() {
+    let Some((banger, disk)) = lab("read_only_state_is_said_and_the_store_can_still_be_looked_at")
+    else {
+        return;
+    };
+    disk.remount("ro");
+    let words = ["bangerd.log", "Read-only file system", "BANGER_STATE_DIR"];
+    assert_storage_failure(&banger.run(&["vm", "list"]), &words);
+    assert_doctor_fails(&banger, "Read-only file system");
+    assert_eq!(banger.json(&["store", "check"])["sound"], true);
+    assert_eq!(banger.json(&["store", "export"])["format"], 1);
+
+    disk.remount("rw");
+    banger.ok(&["vm", "list"]);
+}
+
+#[test]
+fn full_disk_under_a_new_store_is_said_and_leaves_no_half_store() {
+    let Some((banger, disk)) = lab("full_disk_under_a_new_store_is_said_and_leaves_no_half_store")
+    else {
+        return;
+    };
+    let store = banger.state().join("store.redb");
+    fs::remove_file(&store).expect("the store is there");
+    disk.fill();
+    let words = ["No space left on device", "df"];
+    assert_storage_failure(&banger.run(&["vm", "list"]), &words);
+    assert_doctor_fails(&banger, "No space left on device");
+    assert!(!store.exists());
+
+    disk.free();
+    banger.ok(&["vm", "list"]);
+}
+
+fn write(store: &Path, bytes: &[u8]) {
+    fs::write(store, bytes).expect("a file of ours can be written");
+}
+
+#[test]
+fn store_that_is_damaged_is_refused_left_alone_and_taken_again_when_put_back() {
+    let test = "store_that_is_damaged_is_refused_left_alone_and_taken_again_when_put_back";
+    let Some((banger, _disk)) = lab(test) else {
+        return;
+    };
+    let store = banger.state().join("store.redb");
+    let whole = fs::read(&store).expect("the store is there");
+    let mut garbage = whole.clone();
+    garbage[4096..].fill(0xa5);
+    let damages: [&[u8]; 5] = [&[], &whole[..100], &whole[..5000], &garbage, b"hello"];
+    for damage in damages {
+        write(&store, damage);
+        let words = ["store.redb.damaged`", "the files of their disks stay"];
+        assert_storage_failure(&banger.run(&["vm", "list"]), &words);
+        assert_storage_failure(&banger.run(&["store", "check"]), &words);
+        assert_storage_failure(&banger.run(&["store", "export"]), &words);
+        assert_doctor_fails(&banger, "store.redb");
+        assert_eq!(fs::read(&store).expect("it is left"), damage);
+    }
+    write(&store, &whole);
+    banger.ok(&["vm", "list"]);
+    let checked = banger.json(&["store", "check"]);
+    assert_eq!(
+        (&checked["sound"], &checked["read_from"]),
+        (&true.into(), &"bangerd".into())
     );
-    let remedy = format!("`banger {kind} pull {name} --force`");
-    assert!(said.contains(&remedy), "{said}");
 }
 
 #[test]
-fn a_damaged_image_is_named_and_a_plain_pull_mends_it_under_running_vms() {
-    let banger = Banger::with_images(&[IMAGE]);
-    banger.boot("dev");
-    let folder = folder_of(&banger, "image", IMAGE);
-    assert_eq!(damage(&banger, "image", IMAGE), None);
-
-    cut(&folder.join("rootfs.ext4"), 4096);
-    let said = damage(&banger, "image", IMAGE).expect("a cut file is damage");
-    assert!(said.contains("4096 bytes instead of"), "{said}");
-    assert_refused(&banger, "image", IMAGE);
-    assert_eq!(banger.exec("dev", &["echo", "alive"]), "alive");
-
-    let pulled = banger.run(&["image", "pull", IMAGE]);
-    assert_eq!(pulled.code(), Some(0), "{pulled:?}");
-    assert_eq!(damage(&banger, "image", IMAGE), None);
-    assert_eq!(banger.exec("dev", &["echo", "alive"]), "alive");
-    banger.ok(&["vm", "run", "--rm", "--image", IMAGE, "--", "true"]);
-}
-
-#[test]
-fn a_manifest_that_is_gone_or_garbage_names_its_image() {
-    let banger = Banger::with_images(&[IMAGE]);
-    let manifest = folder_of(&banger, "image", IMAGE).join("manifest.json");
-    let whole = fs::read(&manifest).unwrap();
-    replace(&manifest, b"\xff garbage");
-    let said = damage(&banger, "image", IMAGE).expect("garbage is damage");
-    assert!(said.contains("manifest.json"), "{said}");
-    assert_refused(&banger, "image", IMAGE);
-    fs::remove_file(&manifest).unwrap();
-    assert!(damage(&banger, "image", IMAGE).is_some());
-    assert_refused(&banger, "image", IMAGE);
-    fs::write(&manifest, whole).unwrap();
-    assert_eq!(damage(&banger, "image", IMAGE), None);
-}
-
-#[test]
-fn a_damaged_kernel_is_named_and_a_plain_pull_mends_it() {
-    let banger = Banger::with_images(&[IMAGE]);
-    let folder = folder_of(&banger, "kernel", KERNEL);
-    cut(&folder.join("vmlinux"), 100);
-    let said = damage(&banger, "kernel", KERNEL).expect("a cut file is damage");
-    assert!(said.contains("vmlinux"), "{said}");
-    assert_refused(&banger, "kernel", KERNEL);
-    banger.ok(&["kernel", "pull", KERNEL]);
-    assert_eq!(damage(&banger, "kernel", KERNEL), None);
-    banger.ok(&["vm", "run", "--rm", "--image", IMAGE, "--", "true"]);
+fn store_that_names_what_is_not_there_is_found() {
+    let Some((banger, _disk)) = lab("store_that_names_what_is_not_there_is_found") else {
+        return;
+    };
+    let left = banger.state().join("vms/0000beef");
+    fs::create_dir_all(&left).expect("the state takes a folder");
+    let ran = banger.run(&["store", "check"]);
+    assert_eq!(ran.code(), Some(1), "{ran:?}");
+    assert!(
+        ran.text().contains("vms/0000beef belongs to no VM"),
+        "{ran:?}"
+    );
+    fs::remove_dir(&left).expect("it is empty");
+    let ran = banger.run(&["store", "check"]);
+    assert_eq!((ran.code(), ran.text().contains("sound")), (Some(0), true));
+    assert!(banger.daemon().is_none(), "to look starts no daemon");
 }

@@ -191,7 +191,7 @@ pub fn stuck(vms: &[VmView]) -> Vec<Row> {
             vm.name,
             vm.reason.as_deref().unwrap_or("of unknown reason")
         ),
-        hint: Some(stuck_advice(&vm.name)),
+        hint: Some(stuck_advice(&vm.name, vm.retry.as_deref())),
     };
     stuck.map(row).collect()
 }
@@ -304,6 +304,29 @@ mod tests {
         assert!(rows[1].detail.contains("no space"));
         let names: Vec<&str> = rows.iter().map(|row| row.name.as_str()).collect();
         assert_eq!(names, ["configuration", "bangerd", "vmm", "qemu", "git"]);
+    }
+
+    #[test]
+    fn a_stuck_sandbox_is_a_row_with_the_command_that_tries_again() {
+        let stuck_in = |retry: &str| VmView {
+            phase: "stuck".to_owned(),
+            reason: Some("tap is busy".to_owned()),
+            retry: Some(retry.to_owned()),
+            ..crate::cli::samples::vm("00000001", "dev")
+        };
+        let calm = crate::cli::samples::vm("00000002", "calm");
+        let rows = stuck(&[
+            stuck_in("stop"),
+            calm,
+            stuck_in("reset"),
+            stuck_in("delete"),
+        ]);
+        let hints: Vec<&str> = rows.iter().filter_map(|row| row.hint.as_deref()).collect();
+        assert_eq!(rows[0].detail, "vm dev is stuck: tap is busy");
+        assert!(hints[0].starts_with("`banger vm stop dev` tries again"));
+        assert!(hints[1].starts_with("`banger vm reset dev` tries again"));
+        assert_eq!(hints[2], "`banger vm delete dev` tries again.");
+        assert_eq!(status(&rows), 0);
     }
 
     #[test]

@@ -54,7 +54,7 @@ impl VmList {
 /// Why a sandbox is stuck, and what to type.
 fn stuck(vm: &VmView) -> String {
     let reason = vm.reason.as_deref().unwrap_or("of unknown reason");
-    let advice = stuck_advice(&vm.name);
+    let advice = stuck_advice(&vm.name, vm.retry.as_deref());
     printable(&format!("vm {} is stuck: {reason}: {advice}", vm.name))
 }
 

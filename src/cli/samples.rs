@@ -10,6 +10,7 @@ pub fn vm(id: &str, name: &str) -> VmView {
         name: name.to_owned(),
         phase: "stopped".to_owned(),
         reason: None,
+        retry: None,
         image: "debian-minimal".to_owned(),
         image_content: "0123456789abcdef".to_owned(),
         kernel: "debian-6.1-cloud".to_owned(),

@@ -131,7 +131,7 @@ fn rows(vm: &VmView, now: u64) -> Vec<(&'static str, String)> {
     optional("vmm", vmm);
     optional(
         "next",
-        (vm.phase == "stuck").then(|| stuck_advice(&vm.name)),
+        (vm.phase == "stuck").then(|| stuck_advice(&vm.name, vm.retry.as_deref())),
     );
     optional("pid", vm.pid.map(|pid| pid.to_string()));
     optional("init", Some(vm.init.clone()));

@@ -115,7 +115,7 @@ fn start(layout: &Layout, log: &Path) -> Result<(), Failure> {
         .create(true)
         .mode(0o600)
         .open(log)
-        .map_err(failed)?;
+        .map_err(|error| no_log(log, error))?;
     let log_start = log_file.seek(SeekFrom::End(0)).map_err(failed)?;
     let (reader, writer) =
         rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
@@ -142,6 +142,24 @@ fn start(layout: &Layout, log: &Path) -> Result<(), Failure> {
             layout.state.display()
         )),
     })
+}
+
+/// The log is the first thing that is written: that its disk takes nothing is seen here.
+fn no_log(log: &Path, error: io::Error) -> Failure {
+    let folder = log.parent().unwrap_or(log).display();
+    let way_out = match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => "is read-only: `dmesg` may say why",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "is full: make room on it",
+        _ => return unreachable(format!("start bangerd: open {}", log.display()), &error),
+    };
+    Failure::new(
+        FailureKind::Storage,
+        format!("start bangerd: write its log {}", log.display()),
+    )
+    .because(error)
+    .hint(format!(
+        "The disk of {folder} {way_out}, or set BANGER_STATE_DIR to a directory elsewhere."
+    ))
 }
 
 fn spawn(log: &File, ready: &OwnedFd) -> io::Result<()> {

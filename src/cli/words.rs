@@ -59,9 +59,14 @@ pub fn state(damage: Option<&str>) -> String {
     }
 }
 
-/// What to type about a sandbox that is stuck.
-pub fn stuck_advice(name: &str) -> String {
-    format!("`banger vm stop {name}` tries again, `banger vm delete {name}` removes all of it.")
+/// What to type about a sandbox that is stuck; `retry` is the command that tries again.
+pub fn stuck_advice(name: &str, retry: Option<&str>) -> String {
+    match retry.unwrap_or("stop") {
+        "delete" => format!("`banger vm delete {name}` tries again."),
+        retry => format!(
+            "`banger vm {retry} {name}` tries again, `banger vm delete {name}` removes all of it."
+        ),
+    }
 }
 
 /// `1 file`, `2 files`.

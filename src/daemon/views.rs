@@ -25,6 +25,7 @@ pub fn vm(record: &VmRecord, layout: &Layout, facts: &HostFacts, pid: Option<u32
         id: record.id.to_string(),
         name: spec.name.to_string(),
         phase: record.phase.to_string(),
+        retry: record.stuck.map(|stuck| stuck.retry().to_owned()),
         reason: record.reason.clone(),
         image: spec.image.name.to_string(),
         image_content: spec.image.content.to_string(),

@@ -68,6 +68,17 @@ pub enum Stuck {
     Unreadable,
 }
 
+impl Stuck {
+    /// The command that tries again.
+    pub fn retry(self) -> &'static str {
+        match self {
+            Stuck::Stopping => "stop",
+            Stuck::Resetting => "reset",
+            Stuck::Deleting | Stuck::Unreadable => "delete",
+        }
+    }
+}
+
 /// What happens to a VM when the connection that asked for it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {

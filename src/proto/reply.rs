@@ -160,6 +160,10 @@ pub struct VmView {
     pub phase: String,
     /// Why it is in that phase, where there is something to say: how it ended, what is stuck.
     pub reason: Option<String>,
+    /// The command that tries again what is stuck (`stop`, `reset` or `delete`); absent in
+    /// any other phase.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<String>,
     /// Image name.
     pub image: String,
     /// Image content id.

@@ -160,6 +160,7 @@ fn vm_view() -> VmView {
         name: "dev".to_owned(),
         phase: "running".to_owned(),
         reason: None,
+        retry: None,
         image: "debian-bookworm".to_owned(),
         image_content: "00112233aabbccdd".to_owned(),
         kernel: "debian-6.1-cloud".to_owned(),

@@ -9,12 +9,12 @@ use std::io::Read;
 use std::path::Path;
 
 use redb::backends::InMemoryBackend;
-use redb::{ReadableDatabase, StorageBackend, TableError};
+use redb::{DatabaseError, ReadableDatabase, StorageBackend, TableError};
 
 use crate::failure::{Failure, FailureKind};
 
 use super::migrate::check_version;
-use super::open::{builder, refused, rows_of, storage};
+use super::open::{builder, damaged, refused, rows_of, storage};
 use super::rows::{self, Rows};
 
 /// Largest file that is copied: a store of ten thousand VMs has some 50 MiB.
@@ -84,7 +84,11 @@ pub(super) fn of_bytes(bytes: &[u8], path: &Path) -> Result<StoreRows, Failure> 
     // Without it a damaged page is a panic of redb's, not an error.
     builder.set_check_integrity_on_open(true);
     let created = builder.create_with_backend(memory);
-    let database = created.map_err(|error| refused(&opening, path, &error))?;
+    let database = created.map_err(|error| match error {
+        // Memory does not fail: what looks like an error of a disk is what it holds.
+        DatabaseError::Storage(_) => damaged(&opening, path, &error),
+        other => refused(&opening, path, &other),
+    })?;
     let transaction = database
         .begin_read()
         .map_err(|error| storage(&opening, error))?;
@@ -151,16 +155,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = filled(folder.path());
         let whole = std::fs::read(&path).unwrap();
-        for part in 0..64 {
-            let bytes = &whole[..whole.len() * part / 64];
+        let parts = (0..64).map(|part| whole.len() * part / 64);
+        for length in parts.chain([1, 100, 320, 4095, 4096, 5000, 8191, whole.len() - 1]) {
+            let bytes = &whole[..length];
             std::fs::write(&path, bytes).unwrap();
             for looked in [read(&path).map(drop), Store::open(&path).map(drop)] {
-                let failure = looked.expect_err(&format!("{part}/64 of it"));
+                let failure = looked.expect_err(&format!("{length} bytes of it"));
                 assert_eq!(failure.kind, FailureKind::Storage, "{failure}");
                 let hint = failure.hint.unwrap();
-                assert!(hint.contains("store.redb.damaged`"), "{part}: {hint}");
+                assert!(hint.contains("store.redb.damaged`"), "{length}: {hint}");
             }
-            assert_eq!(std::fs::read(&path).unwrap(), bytes, "{part}/64");
+            assert_eq!(std::fs::read(&path).unwrap(), bytes, "{length}");
         }
     }
 

@@ -188,7 +188,7 @@ fn make_file(aside: &Path, opening: &str) -> Result<File, Failure> {
 pub(super) fn storage(attempt: &str, error: impl std::fmt::Display) -> Failure {
     Failure::new(FailureKind::Storage, attempt)
         .because(error)
-        .hint("See with `df` whether the disk of the state directory is full, and with `banger doctor` what else is wrong.")
+        .hint("See with `df` whether the disk of the state directory is full, with `mount` whether it is read-only, and with `banger doctor` what else is wrong.")
 }
 
 /// What redb says to an opening, in our words.
@@ -210,7 +210,7 @@ pub(super) fn refused(opening: &str, path: &Path, error: &DatabaseError) -> Fail
 }
 
 /// Nothing is thrown away by itself: the disks of the VMs lie beside the store.
-fn damaged(opening: &str, path: &Path, error: &DatabaseError) -> Failure {
+pub(super) fn damaged(opening: &str, path: &Path, error: &DatabaseError) -> Failure {
     Failure::new(FailureKind::Storage, format!("{opening}: it is damaged"))
         .because(error)
         .hint(way_out(path))

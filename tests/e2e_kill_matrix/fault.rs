@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::lab::Lab;
 use crate::operation::Operation;
-use crate::support::events::kill_and_wait;
+use crate::support::events::{ask_until, kill_and_wait};
 
 /// One column of the matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -203,7 +203,11 @@ fn end_group(group: &Path) -> bool {
     for pid in members.lines().filter_map(|line| line.parse().ok()) {
         kill_and_wait(pid);
     }
-    fs::remove_dir(group).is_ok()
+    // An ended process leaves its group a moment later.
+    ask_until(
+        || fs::remove_dir(group).is_ok() || !group.exists(),
+        |gone| *gone,
+    )
 }
 
 fn ran(program: &str, arguments: &[&str]) -> bool {

@@ -39,7 +39,7 @@ impl Lab {
         let disk = SmallDisk::mount(room);
         let (mut banger, point) = Banger::with_fail_point(&[IMAGE], &disk)?;
         // A guest whose disk is full waits for room and never calls.
-        banger.set("BANGER_READY_DEADLINE_MS", "60000");
+        banger.set("BANGER_READY_DEADLINE_MS", "40000");
         let mut lab = Lab {
             banger,
             point,
@@ -182,7 +182,9 @@ fn is_ours(line: &str, id: &str, state: &str) -> bool {
     match line.split(' ').next() {
         Some("cgroup") => !is_id || last == id,
         Some("loop") => line.contains(state),
-        Some("mount") => !line.contains("/bd-") || line.contains(state),
+        Some("mount") => {
+            line.contains(state) || !(line.contains("/bd-") || line.contains("/rooms/"))
+        }
         _ => !line.ends_with(".log"),
     }
 }

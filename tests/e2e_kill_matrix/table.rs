@@ -15,6 +15,8 @@ pub enum Verdict {
     Done,
     /// The VM runs on under the new daemon and answers.
     Adopted,
+    /// Something could not be brought to its end; tried again, it came to this.
+    Stuck(Box<Verdict>),
     /// There is nothing to do the fault to at this boundary.
     NotThere,
     /// What was left, or how it went wrong.
@@ -27,6 +29,7 @@ impl fmt::Display for Verdict {
             Verdict::AsBefore => f.write_str("as before"),
             Verdict::Done => f.write_str("done"),
             Verdict::Adopted => f.write_str("adopted"),
+            Verdict::Stuck(later) => write!(f, "stuck, then {later}"),
             Verdict::NotThere => f.write_str("·"),
             Verdict::Fail(why) => write!(f, "FAIL: {}", why.replace(['\n', '|'], " ")),
         }

@@ -122,6 +122,13 @@ impl Banger {
         Some((banger, point))
     }
 
+    /// An empty state in this folder.
+    pub fn with_state(folder: &Path) -> Banger {
+        let mut banger = Banger::new();
+        banger.state = folder.to_owned();
+        banger
+    }
+
     /// Gives every command from now on one more variable.
     pub fn set(&mut self, name: &'static str, value: impl Into<PathBuf>) {
         self.variables.push((name, value.into()));

@@ -4,6 +4,7 @@ use crate::failure::{Failure, FailureKind};
 use crate::model::ids::VmName;
 use crate::plan::event::Action;
 use crate::plan::operation::Goal;
+use crate::plan::record::Stuck;
 use crate::plan::request::{ClientId, OpId, Progress, Reply};
 use crate::plan::step::{Fault, FaultKind, StepKind};
 
@@ -124,10 +125,18 @@ fn hint(name: &VmName, kind: FaultKind, at: Option<StepKind>) -> Option<String> 
 }
 
 /// The failure of an operation that got stuck.
-pub(super) fn stuck_failure(name: &VmName, fault: &Fault) -> Failure {
-    Failure::failed(format!("clear up vm {name}: it is stuck"))
+pub(super) fn stuck_failure(name: &VmName, stuck: Stuck, fault: &Fault) -> Failure {
+    let attempt = match stuck {
+        Stuck::Resetting => "rebuild the root of",
+        Stuck::Stopping | Stuck::Deleting | Stuck::Unreadable => "clear up",
+    };
+    let hint = match stuck.retry() {
+        "delete" => format!("See `banger vm show {name}`; `banger vm delete {name}` tries again."),
+        retry => format!(
+            "See `banger vm show {name}`; `banger vm {retry} {name}` or `banger vm delete {name}` tries again."
+        ),
+    };
+    Failure::failed(format!("{attempt} vm {name}: it is stuck"))
         .because(&fault.what)
-        .hint(format!(
-            "See `banger vm show {name}`; `banger vm stop {name}` or `banger vm delete {name}` tries again."
-        ))
+        .hint(hint)
 }

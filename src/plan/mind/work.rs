@@ -445,7 +445,11 @@ impl Mind {
     }
 
     fn finish_stuck(&mut self, id: VmId, work: Operating, fault: &Fault) {
-        let failure = say::stuck_failure(&self.vms[&id].record.spec.name, fault);
+        let failure = say::stuck_failure(
+            &self.vms[&id].record.spec.name,
+            work.operation.stuck(),
+            fault,
+        );
         self.reply_all(work.waiters, &Reply::Failed(failure));
     }
 
