@@ -127,7 +127,7 @@ const KNOWN: &[Known] = &[
     Known {
         name: "cgroup",
         missing: Verdict::Warn,
-        hint: "VMMs are then found by their command lines: mount cgroup2 (`mount -t cgroup2 none /sys/fs/cgroup/unified`).",
+        hint: "Memory and processes of VMs are then not limited, and without cgroup2 VMMs are found by their command lines. Boot with `systemd.unified_cgroup_hierarchy=1`, or `mount -t cgroup2 none /sys/fs/cgroup/unified`.",
     },
     Known {
         name: "users",

@@ -4,7 +4,9 @@
 //!
 //! Where no cgroup v2 hierarchy is mounted or writable (ordinary users, most
 //! containers) there is no such object: `ensure` and `absent` do nothing, and
-//! processes are found by their command lines alone.
+//! processes are found by their command lines alone. Where the hierarchy has no controller
+//! for a limit (version 1 may have it, which is not ours), the limit is left out: doctor
+//! says so.
 
 use std::fs;
 use std::io;
@@ -17,13 +19,12 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::Errno;
 
 use crate::model::ids::VmId;
+use crate::model::units::Bytes;
 use crate::plan::step::{Fault, FaultKind, GroupLimits, Presence};
 
 use super::fault::fault;
 use super::process::ready_for;
 
-/// The file that holds a group's share of the processors.
-const WEIGHT: &str = "cpu.weight";
 /// How long killed processes may take to vanish.
 const EMPTY_LIMIT: Duration = Duration::from_secs(10);
 
@@ -50,19 +51,33 @@ impl Groups {
         self.folder.join(vm.to_string())
     }
 
-    /// Whether the hierarchy has the cpu controller: where version 1 has it, this has not.
-    fn weighs_processors(&self) -> bool {
-        let root = self.folder.parent().unwrap_or(&self.folder);
-        let listed = fs::read_to_string(root.join("cgroup.controllers"));
-        listed.is_ok_and(|listed| listed.split_whitespace().any(|name| name == "cpu"))
+    /// The controllers that the hierarchy has, of those that VMs are limited by.
+    pub fn controllers(&self) -> Vec<&'static str> {
+        let listed = fs::read_to_string(self.root().join("cgroup.controllers"));
+        let listed = listed.unwrap_or_default();
+        let has = |name: &&str| listed.split_whitespace().any(|word| word == *name);
+        ["cpu", "memory", "pids"].into_iter().filter(has).collect()
     }
 
-    /// The groups that a VM's lies in, from the root.
-    fn above(&self) -> impl Iterator<Item = &Path> {
-        self.folder
-            .parent()
-            .into_iter()
-            .chain([self.folder.as_path()])
+    fn root(&self) -> &Path {
+        self.folder.parent().unwrap_or(&self.folder)
+    }
+
+    fn can_limit(&self, limit: &Limit) -> bool {
+        self.controllers().contains(&limit.controller)
+    }
+
+    /// Gives a controller to the groups of VMs. Neither group above has members of its own
+    /// but the root, which may (the rule of no inner processes).
+    fn hand_down(&self, controller: &str) -> io::Result<()> {
+        for folder in [self.root(), &self.folder] {
+            let file = folder.join("cgroup.subtree_control");
+            let given = fs::read_to_string(&file)?;
+            if !given.split_whitespace().any(|word| word == controller) {
+                fs::write(&file, format!("+{controller}"))?;
+            }
+        }
+        Ok(())
     }
 
     fn is_ours_to_use(&self) -> bool {
@@ -91,40 +106,62 @@ impl Groups {
 pub fn cpu_weights() -> Result<(), String> {
     match Groups::discover() {
         None => Err("no control groups of version 2 that we may use".to_owned()),
-        Some(groups) if groups.weighs_processors() => Ok(()),
+        Some(groups) if groups.controllers().contains(&"cpu") => Ok(()),
         Some(_) => Err("the control groups of version 2 have no cpu controller".to_owned()),
     }
 }
 
-/// Makes the VM's group, with what its members may take. A weight where nobody weighs is
-/// left out: the mind has said so.
+/// Makes the VM's group, with what its members may take. A limit that no controller keeps
+/// is left out: doctor says so, of a weight the mind.
 pub fn ensure(groups: Option<&Groups>, vm: VmId, limits: GroupLimits) -> Result<(), Fault> {
     let Some(groups) = groups else { return Ok(()) };
     let path = groups.path(vm);
-    match fs::create_dir_all(&path) {
-        Ok(()) => weigh(groups, &path, limits.cpu_weight),
-        Err(error) => Err(fault(attempt("create", &path), error)),
+    fs::create_dir_all(&path).map_err(|error| fault(attempt("create", &path), error))?;
+    for limit in files(limits) {
+        if !groups.can_limit(&limit) || limit.is_set(&path) {
+            continue;
+        }
+        groups
+            .hand_down(limit.controller)
+            .and_then(|()| fs::write(path.join(limit.file), &limit.value))
+            .map_err(|error| fault(attempt("limit", &path), error))?;
+    }
+    Ok(())
+}
+
+/// A limit as the kernel takes it.
+struct Limit {
+    controller: &'static str,
+    file: &'static str,
+    value: String,
+    /// Files that a controller need not have (no swap in the kernel).
+    is_optional: bool,
+}
+
+impl Limit {
+    fn is_set(&self, group: &Path) -> bool {
+        let found = fs::read_to_string(group.join(self.file));
+        found.map_or(self.is_optional, |found| found.trim() == self.value)
     }
 }
 
-fn weigh(groups: &Groups, path: &Path, weight: Option<u16>) -> Result<(), Fault> {
-    let Some(weight) = weight.filter(|_| groups.weighs_processors()) else {
-        return Ok(());
+fn files(limits: GroupLimits) -> Vec<Limit> {
+    let limit = |controller, file, value: Option<u64>, is_optional| {
+        Some(Limit {
+            controller,
+            file,
+            value: value?.to_string(),
+            is_optional,
+        })
     };
-    let failed = |error| fault(attempt("set the weight of", path), error);
-    for folder in groups.above() {
-        fs::write(folder.join("cgroup.subtree_control"), "+cpu").map_err(failed)?;
-    }
-    fs::write(path.join(WEIGHT), weight.to_string()).map_err(failed)
-}
-
-/// Whether the group has this weight, or nobody weighs.
-fn is_weighed(groups: &Groups, path: &Path, weight: Option<u16>) -> bool {
-    let Some(weight) = weight.filter(|_| groups.weighs_processors()) else {
-        return true;
-    };
-    let found = fs::read_to_string(path.join(WEIGHT));
-    found.is_ok_and(|found| found.trim() == weight.to_string())
+    let bytes = |bytes: Option<Bytes>| bytes.map(|bytes| bytes.0);
+    let all = [
+        limit("cpu", "cpu.weight", limits.cpu_weight.map(u64::from), false),
+        limit("memory", "memory.max", bytes(limits.memory), false),
+        limit("memory", "memory.swap.max", bytes(limits.swap), true),
+        limit("pids", "pids.max", limits.tasks.map(u64::from), false),
+    ];
+    all.into_iter().flatten().collect()
 }
 
 /// Kills what lives in the VM's group, waits until it is empty, removes it.
@@ -156,13 +193,17 @@ pub fn absent(groups: Option<&Groups>, vm: VmId) -> Result<(), Fault> {
 /// Whether the VM's group exists; where there are no groups, it counts as existing,
 /// since nothing is missing.
 pub fn probe(groups: Option<&Groups>, vm: VmId, limits: GroupLimits) -> Result<Presence, Fault> {
-    match groups {
-        Some(groups) if !groups.path(vm).is_dir() => Ok(Presence::Absent),
-        Some(groups) if !is_weighed(groups, &groups.path(vm), limits.cpu_weight) => {
-            Ok(Presence::Different)
-        }
-        _ => Ok(Presence::Present),
-    }
+    let Some(groups) = groups else {
+        return Ok(Presence::Present);
+    };
+    let path = groups.path(vm);
+    let mut wanted = files(limits).into_iter();
+    let is_so = wanted.all(|limit| !groups.can_limit(&limit) || limit.is_set(&path));
+    Ok(match (path.is_dir(), is_so) {
+        (false, _) => Presence::Absent,
+        (true, true) => Presence::Present,
+        (true, false) => Presence::Different,
+    })
 }
 
 /// Kernels before 5.14 have no `cgroup.kill`: the step of each process has killed its
@@ -241,9 +282,24 @@ mod tests {
         let vm = VmId::from_bits(1);
         let limits = GroupLimits {
             cpu_weight: Some(200),
+            ..GroupLimits::default()
         };
         ensure(None, vm, limits).unwrap();
         assert_eq!(probe(None, vm, limits).unwrap(), Presence::Present);
         absent(None, vm).unwrap();
+    }
+
+    #[test]
+    fn what_is_not_limited_is_not_written() {
+        let limits = GroupLimits {
+            tasks: Some(7),
+            ..GroupLimits::default()
+        };
+        let written: Vec<_> = files(limits)
+            .into_iter()
+            .map(|limit| (limit.file, limit.value))
+            .collect();
+        assert_eq!(written, [("pids.max", "7".to_owned())]);
+        assert!(files(GroupLimits::default()).is_empty());
     }
 }

@@ -210,9 +210,18 @@ fn bridge_state(bridge: &Bridge<'_>) -> Result<String, String> {
 }
 
 fn cgroup() -> Result<String, String> {
-    match Groups::discover() {
-        Some(_) => Ok("version 2, ours to use".to_owned()),
-        None => Err("no cgroup v2 hierarchy that we may write to".to_owned()),
+    let Some(groups) = Groups::discover() else {
+        return Err("no cgroup v2 hierarchy that we may write to".to_owned());
+    };
+    match groups.controllers() {
+        all if all.len() == 3 => Ok(format!("version 2, ours to use, with {}", all.join(", "))),
+        some => Err(format!(
+            "version 2, ours to use, without every controller: what VMs take is limited by {}",
+            match some.is_empty() {
+                true => "nothing".to_owned(),
+                false => format!("{} only", some.join(" and ")),
+            }
+        )),
     }
 }
 

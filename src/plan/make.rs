@@ -54,9 +54,7 @@ pub fn run_plan(vm: VmId, spec: &VmSpec, lease: Option<Lease>, kind: VmmKind) ->
     steps.extend(snapshot(vm, spec));
     steps.extend(network(vm, spec, lease));
     steps.extend(net_limit(vm, spec, lease, kind));
-    let limits = GroupLimits {
-        cpu_weight: spec.limits.cpu_weight,
-    };
+    let limits = group_limits(spec, kind);
     steps.push(Step::Cgroup { vm, limits });
     match kind {
         VmmKind::QemuKvm | VmmKind::QemuTcg => steps.push(Step::VsockBackend { vm }),
@@ -92,6 +90,33 @@ fn snapshot(vm: VmId, spec: &VmSpec) -> Vec<Step> {
                 size: spec.root_disk,
             },
         ],
+    }
+}
+
+/// QEMU's cache of translated code, MiB. Its own default is a gibibyte, which no VM's limit
+/// should have to include; a boot to systemd fills 140, and the cache starts anew when it
+/// is full.
+pub const TRANSLATED_MIB: u64 = 512;
+
+/// Processes and threads of a VM: QEMU has at most 64 workers for disks and one thread per
+/// virtual processor, and none of its neighbours comes near.
+const TASKS: u32 = 256;
+
+/// What a VM's processes may take: the guest's memory, and what the VMM needs besides
+/// (docs/privileges.md has what was measured). As much of the guest as the host likes may
+/// go to swap space, and no more than that.
+fn group_limits(spec: &VmSpec, kind: VmmKind) -> GroupLimits {
+    let overhead = match kind {
+        VmmKind::Firecracker => Bytes::mib(64),
+        VmmKind::QemuKvm => Bytes::mib(192),
+        // The translated code, and what QEMU keeps about it.
+        VmmKind::QemuTcg => Bytes::mib(TRANSLATED_MIB + 128),
+    };
+    GroupLimits {
+        memory: Some(Bytes(spec.memory.0.saturating_add(overhead.0))),
+        swap: Some(spec.memory),
+        tasks: Some(TASKS),
+        cpu_weight: spec.limits.cpu_weight,
     }
 }
 

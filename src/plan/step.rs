@@ -171,9 +171,15 @@ pub struct TapLimit {
     pub bandwidth: Bytes,
 }
 
-/// What the members of a VM's control group may take together.
+/// What the members of a VM's control group may take together; `None` is no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct GroupLimits {
+    /// Memory, the guest's included.
+    pub memory: Option<Bytes>,
+    /// Swap space.
+    pub swap: Option<Bytes>,
+    /// Processes and threads.
+    pub tasks: Option<u32>,
     /// Their share of the processors when those are all busy; others have 100.
     pub cpu_weight: Option<u16>,
 }

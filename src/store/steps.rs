@@ -330,19 +330,37 @@ impl TapLimitRow {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupLimitsRow {
+    /// Bytes; rows of before there were limits have none of these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    memory: Option<u64>,
+    /// Bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    swap: Option<u64>,
+    /// Processes and threads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tasks: Option<u32>,
     /// 1 to 10000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cpu_weight: Option<u16>,
 }
 
 impl GroupLimitsRow {
-    fn of(GroupLimits { cpu_weight }: GroupLimits) -> GroupLimitsRow {
-        GroupLimitsRow { cpu_weight }
+    fn of(limits: GroupLimits) -> GroupLimitsRow {
+        GroupLimitsRow {
+            memory: limits.memory.map(|bytes| bytes.0),
+            swap: limits.swap.map(|bytes| bytes.0),
+            tasks: limits.tasks,
+            cpu_weight: limits.cpu_weight,
+        }
     }
 
     fn step(&self, vm: VmId) -> Step {
-        let cpu_weight = self.cpu_weight;
-        let limits = GroupLimits { cpu_weight };
+        let limits = GroupLimits {
+            memory: self.memory.map(Bytes),
+            swap: self.swap.map(Bytes),
+            tasks: self.tasks,
+            cpu_weight: self.cpu_weight,
+        };
         Step::Cgroup { vm, limits }
     }
 }

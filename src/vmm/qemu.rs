@@ -17,6 +17,7 @@ use crate::host::program::Programs;
 use crate::model::ids::VmId;
 use crate::model::limits::Limits;
 use crate::model::vm::VmmKind;
+use crate::plan::make::TRANSLATED_MIB;
 use crate::plan::step::{Fault, FaultKind};
 
 use super::machine::{Access, Disk, Net, Parts};
@@ -168,8 +169,8 @@ fn machine(words: &mut Words, parts: &Parts) {
         "microvm,acpi=on,pit=on,pic=on,rtc=on,memory-backend=memory",
     );
     let (accelerator, processor) = match parts.kind {
-        VmmKind::QemuKvm => ("kvm", "host"),
-        VmmKind::QemuTcg | VmmKind::Firecracker => ("tcg", "max"),
+        VmmKind::QemuKvm => ("kvm".to_owned(), "host"),
+        VmmKind::QemuTcg | VmmKind::Firecracker => (format!("tcg,tb-size={TRANSLATED_MIB}"), "max"),
     };
     words.pair("-accel", accelerator);
     words.pair("-cpu", processor);

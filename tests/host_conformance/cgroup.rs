@@ -1,32 +1,106 @@
 //! Control groups on the real kernel: this machine's, and that of a guest whose systemd
 //! has the one hierarchy of version 2 with every controller.
 
+use std::fs;
+use std::process::{Command, ExitStatus};
+
+use banger::host::Host;
 use banger::host::cgroup::Groups;
-use banger::plan::step::{GroupLimits, Step};
+use banger::model::units::Bytes;
+use banger::plan::step::{GroupLimits, Presence, Step};
 
 use super::support::inside::Inside;
 use super::support::{Banger, skip};
 use super::{VM, lab, make_and_remove_twice};
 
-/// The test that the guest runs too.
+/// The tests that the guest runs too.
 const MADE_TWICE: &str = "cgroup::a_control_group_is_made_and_removed_twice";
+const HELD: &str = "cgroup::a_group_holds_its_members_to_its_limits";
+
+fn group(limits: GroupLimits) -> Step {
+    Step::Cgroup { vm: VM, limits }
+}
+
+fn limits() -> GroupLimits {
+    GroupLimits {
+        memory: Some(Bytes::mib(64)),
+        swap: Some(Bytes(0)),
+        tasks: Some(8),
+        ..GroupLimits::default()
+    }
+}
+
+fn weight() -> GroupLimits {
+    GroupLimits {
+        cpu_weight: Some(200),
+        ..GroupLimits::default()
+    }
+}
 
 #[test]
 fn a_control_group_is_made_and_removed_twice() {
     if Groups::discover().is_none() {
         return skip(MADE_TWICE, "no cgroup v2 hierarchy is ours to use");
     }
-    let limits = GroupLimits {
-        cpu_weight: Some(200),
-    };
-    let weighed = Step::Cgroup { vm: VM, limits };
-    lab::on_this_machine(|host| make_and_remove_twice(host, &weighed));
+    lab::on_this_machine(|host| {
+        make_and_remove_twice(host, &group(GroupLimits::default()));
+        make_and_remove_twice(host, &group(limits()));
+        make_and_remove_twice(host, &group(weight()));
+    });
 }
 
 #[test]
-fn control_groups_of_a_machine_with_systemd_are_made_alike() {
+fn a_group_holds_its_members_to_its_limits() {
+    let groups = Groups::discover();
+    let Some(groups) = groups.filter(|groups| groups.controllers().len() == 3) else {
+        return skip(
+            HELD,
+            "no cgroup v2 hierarchy with controllers of memory and pids",
+        );
+    };
+    lab::on_this_machine(|host| {
+        let step = group(limits());
+        host.ensure(&group(GroupLimits::default())).unwrap();
+        assert_eq!(host.probe(&step), Ok(Presence::Different));
+        host.ensure(&step).unwrap();
+        assert_eq!(host.probe(&step), Ok(Presence::Present));
+        let path = groups.path(VM);
+        let read = |file: &str| fs::read_to_string(path.join(file)).unwrap();
+        assert_eq!(read("memory.max").trim(), (64 << 20).to_string());
+        assert_eq!(read("pids.max"), "8\n");
+
+        // dd takes its block in memory: 32 MiB are allowed, 128 are its end.
+        let joined = format!("echo $$ >{}/cgroup.procs; ", path.display());
+        let block = |size: &str| format!("{joined} dd if=/dev/zero of=/dev/null bs={size} count=1");
+        assert!(run(&block("32M")).success());
+        assert!(!run(&block("128M")).success());
+        assert!(
+            read("memory.events").contains("oom_kill 1"),
+            "{}",
+            read("memory.events")
+        );
+
+        let many = format!("{joined} for n in 1 2 3 4 5 6 7 8 9; do tail -f /dev/null & done");
+        let _refused_at_the_eighth = run(&many);
+        assert!(
+            !read("pids.events").starts_with("max 0"),
+            "{}",
+            read("pids.events")
+        );
+        host.absent(&step).unwrap();
+        assert_eq!(host.probe(&step), Ok(Presence::Absent));
+    });
+}
+
+fn run(script: &str) -> ExitStatus {
+    Command::new("sh").args(["-c", script]).status().unwrap()
+}
+
+#[test]
+fn control_groups_of_a_machine_with_systemd_are_made_and_hold() {
     let banger = Banger::with_images(&["debian-bookworm"]);
     banger.ok(&["vm", "run", "-d", "--name", "a"]);
     let inside = Inside::bring(&banger, "a");
     inside.run(MADE_TWICE);
+    inside.run(HELD);
 }

@@ -3,7 +3,7 @@
 use crate::model::limits::Limits;
 use crate::model::vm::{RootMode, VmmKind};
 use crate::plan::make;
-use crate::plan::step::Step;
+use crate::plan::step::{GroupLimits, Step};
 use crate::store::fixture::{image, kernel, vm, vm_of};
 
 use super::*;
@@ -72,11 +72,13 @@ fn every_root_mode_is_read_as_it_was_written_and_rows_without_one_are_overlays()
     let before = include_str!("../samples/vm.v1-before-root-modes.json");
     let row = ("0badcafe".to_owned(), before.as_bytes().to_vec());
     let loaded = read(vec![row], Vec::new(), Vec::new()).unwrap();
-    // Nor had rules a list of ports then.
+    // Nor had rules a list of ports then, or control groups limits.
     let mut expected = vm();
     for step in &mut expected.run_plan {
-        if let Step::NetRules { publish, .. } = step {
-            publish.clear();
+        match step {
+            Step::NetRules { publish, .. } => publish.clear(),
+            Step::Cgroup { limits, .. } => *limits = GroupLimits::default(),
+            _ => {}
         }
     }
     assert_eq!(loaded.vms, [expected]);
