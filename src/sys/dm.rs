@@ -92,6 +92,10 @@ pub enum Access {
     ReadWrite,
 }
 
+/// Room for a call and its answer, bytes: nearly all fit the first, the list of a host
+/// with ten thousand devices the last.
+const ROOMS: [usize; 3] = [4 << 10, 64 << 10, 1 << 20];
+
 /// An open /dev/mapper/control.
 #[derive(Debug)]
 pub struct Control(OwnedFd);
@@ -233,25 +237,29 @@ impl Control {
     }
 
     fn call(&self, opcode: Opcode, request: Request<'_>) -> io::Result<Answer> {
-        let mut buffer = request.encode()?;
-        let call = Call {
-            opcode,
-            buffer: &mut buffer,
-        };
-        // SAFETY: every opcode here takes a `struct dm_ioctl` with data after it; see `Call`.
-        unsafe { ioctl(&self.0, call) }?;
-        let answer = Answer::decode(buffer);
-        match answer.header.flags & DM_BUFFER_FULL_FLAG {
-            0 => Ok(answer),
-            _ => Err(Errno::NOBUFS.into()),
+        for room in ROOMS {
+            let mut buffer = request.encode(room)?;
+            let call = Call {
+                opcode,
+                buffer: &mut buffer,
+            };
+            // SAFETY: every opcode here takes a `struct dm_ioctl` with data after it; see
+            // `Call`.
+            unsafe { ioctl(&self.0, call) }?;
+            let answer = Answer::decode(buffer);
+            // Only questions can have answers that are too long: asked again, with room.
+            if answer.header.flags & DM_BUFFER_FULL_FLAG == 0 {
+                return Ok(answer);
+            }
         }
+        Err(Errno::NOBUFS.into())
     }
 }
 
-/// A call's buffer, in words so that the header is aligned.
+/// A call's buffer. The kernel copies it in and out, so it needs no alignment.
 struct Call<'a> {
     opcode: Opcode,
-    buffer: &'a mut [u64],
+    buffer: &'a mut [u8],
 }
 
 // SAFETY: `buffer` begins with a header whose `data_size` is the buffer's own length

@@ -50,9 +50,6 @@ const _: () = assert!(size_of::<TargetSpec>() == 40);
 const HEADER: usize = size_of::<Header>();
 const SPEC: usize = size_of::<TargetSpec>();
 
-/// Room for every answer that we ask for: a host of a thousand devices has 100 KiB.
-const BUFFER: usize = 256 << 10;
-
 /// The interface's version that we speak: the lowest with everything used here but the
 /// deferred removal, which older kernels ignore (4.27, Linux 3.14, has that too).
 const VERSION: [u32; 3] = [4, 0, 0];
@@ -75,10 +72,11 @@ pub(super) struct Request<'a> {
 }
 
 impl Request<'_> {
-    pub(super) fn encode(&self) -> io::Result<Vec<u64>> {
+    /// As bytes, with room for so many in all.
+    pub(super) fn encode(&self, room: usize) -> io::Result<Vec<u8>> {
         let mut header = Header {
             version: VERSION,
-            data_size: BUFFER as u32,
+            data_size: room as u32,
             data_start: HEADER as u32,
             target_count: self.table.len() as u32,
             open_count: 0,
@@ -93,15 +91,12 @@ impl Request<'_> {
         put(&mut header.name, self.name)?;
         put(&mut header.uuid, self.uuid)?;
         let mut bytes = encode_table(self.table)?;
-        if HEADER + bytes.len() > BUFFER {
+        if HEADER + bytes.len() > room {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         bytes.splice(0..0, header.bytes());
-        bytes.resize(BUFFER, 0);
-        let words = bytes.chunks_exact(8);
-        Ok(words
-            .map(|word| u64::from_ne_bytes(word.try_into().expect("chunks of eight")))
-            .collect())
+        bytes.resize(room, 0);
+        Ok(bytes)
     }
 }
 
@@ -176,8 +171,7 @@ pub(super) struct AnswerHeader {
 }
 
 impl Answer {
-    pub(super) fn decode(words: Vec<u64>) -> Answer {
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    pub(super) fn decode(bytes: Vec<u8>) -> Answer {
         let word = |at: usize| read_u32(&bytes, at).unwrap_or(0);
         let header = AnswerHeader {
             version: [word(0), word(4), word(8)],
@@ -334,7 +328,7 @@ mod tests {
             uuid: "banger-0000002a",
             ..Request::default()
         };
-        let answer = Answer::decode(request.encode().unwrap());
+        let answer = Answer::decode(request.encode(4096).unwrap());
         assert_eq!(answer.header.data_start, 312);
         assert_eq!(text(&answer.bytes[48..]).unwrap(), "bgr-0000002a");
         assert_eq!(answer.device().uuid, "banger-0000002a");
@@ -344,6 +338,6 @@ mod tests {
             name: &long,
             ..Request::default()
         };
-        assert!(request.encode().is_err());
+        assert!(request.encode(4096).is_err());
     }
 }
