@@ -7,7 +7,8 @@
 //! ```
 //!
 //! The launcher ([`super::launcher`]) closes the gap between fork and bookkeeping: the
-//! process is inside the VM's control group *before* it is the VMM. It never creates the
+//! process is inside the VM's control group *before* it is the VMM. It is born there
+//! ([`crate::sys::birth`]), or on kernels before 5.7 goes there first; it never creates the
 //! group, so a launcher that outlives a killed bangerd finds its group removed and ends.
 //! Where there is no group it dies with the thread that started it until just before the
 //! exec, and from fork to exec its command line holds the words that the VMM is found by.
@@ -15,19 +16,22 @@
 //! It also takes the process's rights: what the program needs of the owner's files comes
 //! as open descriptors, so that it can be a user who reaches none of them.
 
-use std::ffi::{OsStr, OsString};
-use std::fmt;
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
+use std::{fmt, iter};
 
+use rustix::io::Errno;
 use rustix::process::Pid;
 
 use crate::plan::step::Fault;
+use crate::sys::birth::{self, Program};
 
 use super::fault::fault;
 use super::identity::Identity;
@@ -46,7 +50,16 @@ const TAIL_BYTES: u64 = 4096;
 const TAIL_LINES: usize = 4;
 
 /// What the launched program finds in its environment.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const ENVIRONMENT: [(&str, &str); 2] = [
+    (
+        "PATH",
+        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    ),
+    ("LC_ALL", "C"),
+];
+
+/// What the launcher is called by.
+const OWN_NAME: &str = "banger";
 
 /// A process to start.
 #[derive(Debug)]
@@ -143,10 +156,8 @@ impl fmt::Display for Inherited {
 /// A started process.
 #[derive(Debug)]
 pub struct Launched {
-    /// The process, pinned.
+    /// The process, pinned; to be reaped one day: see [`super::process::Children`].
     pub process: Process,
-    /// To be reaped one day: see [`super::process::Children`].
-    pub child: Child,
     /// The program that it becomes.
     pub program: PathBuf,
     log: LogPart,
@@ -168,61 +179,112 @@ impl Launch<'_> {
             Errors::Kept { into, log } => into.try_clone().map(|into| (into, length(log), *log)),
         };
         let (errors, start, log) = opened.map_err(|error| fault(&attempt, error))?;
-        self.spawn(&errors)
-            .and_then(|child| {
-                let process = Process::pin(Pid::from_child(&child))?;
-                Ok(Launched {
-                    process,
-                    child,
-                    program: self.program.to_owned(),
-                    log: LogPart {
-                        path: log.to_owned(),
-                        start,
-                    },
-                })
-            })
-            .map_err(|error| fault(attempt, error))
+        let process = self.spawn(errors).map_err(|error| fault(attempt, error))?;
+        Ok(Launched {
+            process,
+            program: self.program.to_owned(),
+            log: LogPart {
+                path: log.to_owned(),
+                start,
+            },
+        })
     }
 
-    fn spawn(&self, errors: &OwnedFd) -> io::Result<Child> {
-        let mut command = Command::new(self.own_program);
-        command.arg0("banger").args(["role", "launch", "--parent"]);
-        command.arg(std::process::id().to_string());
-        self.order_surroundings(&mut command);
-        // Standard input is the one way to hand a descriptor over that no other child,
-        // forked by another thread meanwhile, inherits as well.
-        match (&self.control, &self.input) {
-            (Some(control), _) => command.arg("--control").stdin(control.try_clone()?),
-            (None, Some(input)) => command.stdin(input.try_clone()?),
-            (None, None) => command.stdin(Stdio::null()),
-        };
-        command.arg("--").arg(self.program).args(&self.arguments);
-        command.env_clear().env("PATH", PATH).env("LC_ALL", "C");
-        match &self.output {
-            Some(output) => command.stdout(output.try_clone()?),
-            None => command.stdout(errors.try_clone()?),
-        };
-        command.stderr(errors.try_clone()?).spawn()
-    }
-
-    fn order_surroundings(&self, command: &mut Command) {
+    fn spawn(&self, errors: OwnedFd) -> io::Result<Process> {
+        let streams = self.streams(errors)?;
         if let Some(group) = &self.group {
-            command.arg("--cgroup").arg(group);
+            match self.spawn_inside(group, &streams) {
+                Err(error) if is_unknown(&error) => {}
+                born => return born,
+            }
         }
+        let mut command = Command::new(self.own_program);
+        command
+            .arg0(OWN_NAME)
+            .args(self.orders(self.group.as_deref()));
+        command.env_clear().envs(ENVIRONMENT);
+        let [input, output, errors] = streams;
+        let child = command.stdin(input).stdout(output).stderr(errors).spawn()?;
+        Ok(Process::pin(Pid::from_child(&child))?)
+    }
+
+    fn spawn_inside(&self, group: &Path, streams: &[OwnedFd; 3]) -> io::Result<Process> {
+        let group = File::open(group).map_err(|error| {
+            let what = format!("open control group {}: {error}", group.display());
+            io::Error::new(error.kind(), what)
+        })?;
+        let path = CString::new(self.own_program.as_os_str().as_bytes())?;
+        let words = iter::once(OWN_NAME.into()).chain(self.orders(None));
+        let words = words.map(|word| CString::new(word.into_vec()));
+        let words = words.collect::<Result<Vec<CString>, _>>()?;
+        let settings = ENVIRONMENT.map(|(name, value)| CString::new(format!("{name}={value}")));
+        let settings = settings.into_iter().collect::<Result<Vec<CString>, _>>()?;
+        let (pid, pidfd) = birth::spawn_into(
+            group.as_fd(),
+            &Program {
+                path: &path,
+                arguments: &words.iter().map(CString::as_c_str).collect::<Vec<_>>(),
+                environment: &settings.iter().map(CString::as_c_str).collect::<Vec<_>>(),
+                streams: streams.each_ref().map(AsFd::as_fd),
+            },
+        )?;
+        Ok(Process::born(pid, pidfd))
+    }
+
+    /// Standard input, output and error. The first is the one way to hand a descriptor
+    /// over that no other child, forked by another thread meanwhile, inherits as well.
+    fn streams(&self, errors: OwnedFd) -> io::Result<[OwnedFd; 3]> {
+        let input = match self.control.as_ref().or(self.input.as_ref()) {
+            Some(given) => given.try_clone()?,
+            None => File::open("/dev/null")?.into(),
+        };
+        let output = self.output.as_ref().unwrap_or(&errors).try_clone()?;
+        Ok([input, output, errors])
+    }
+
+    /// The launcher's words; `join` is the group that it has to go to.
+    fn orders(&self, join: Option<&Path>) -> Vec<OsString> {
+        let mut words: Vec<OsString> = ["role", "launch", "--parent"].map(Into::into).into();
+        words.push(std::process::id().to_string().into());
+        if let Some(group) = join {
+            words.extend(["--cgroup".into(), group.into()]);
+        }
+        self.order_surroundings(&mut words);
+        if self.control.is_some() {
+            words.push("--control".into());
+        }
+        words.extend(["--".into(), self.program.into()]);
+        words.extend(self.arguments.iter().cloned());
+        words
+    }
+
+    fn order_surroundings(&self, words: &mut Vec<OsString>) {
         if let Some(directory) = self.directory {
-            command.arg("--directory").arg(directory);
+            words.extend(["--directory".into(), directory.into()]);
         }
         for file in &self.files {
-            command.args(file.words());
+            words.extend(file.words().map(Into::into));
         }
         if let Some(identity) = &self.identity {
-            command.arg("--uid").arg(identity.uid.to_string());
-            command.arg("--gid").arg(identity.gid.to_string());
+            words.extend(["--uid".into(), identity.uid.to_string().into()]);
+            words.extend(["--gid".into(), identity.gid.to_string().into()]);
             for group in &identity.groups {
-                command.arg("--group").arg(group.to_string());
+                words.extend(["--group".into(), group.to_string().into()]);
             }
         }
     }
+}
+
+/// Whether the kernel, or whoever filters its calls, knows no birth in a group.
+fn is_unknown(error: &io::Error) -> bool {
+    let unknown = [
+        Errno::NOSYS,
+        Errno::INVAL,
+        Errno::OPNOTSUPP,
+        Errno::PERM,
+        Errno::ACCESS,
+    ];
+    Errno::from_io_error(error).is_some_and(|errno| unknown.contains(&errno))
 }
 
 impl Launched {

@@ -14,15 +14,16 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, ExitStatus};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal,
+    waitid,
+};
 
 /// Consecutive words of a command line that only one VM's process has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +87,16 @@ impl Process {
     pub fn pin(pid: Pid) -> Result<Process, Errno> {
         let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
         Ok(Process { pid, pidfd })
+    }
+
+    /// A child of ours, from its birth.
+    pub fn born(pid: Pid, pidfd: OwnedFd) -> Process {
+        Process { pid, pidfd }
+    }
+
+    /// To be reaped by, if it is a child of ours.
+    pub fn child(&self) -> Pid {
+        self.pid
     }
 
     /// For messages only.
@@ -175,17 +186,18 @@ pub struct Children(Mutex<Family>);
 
 #[derive(Debug, Default)]
 struct Family {
-    living: Vec<Child>,
+    /// Their numbers mean nobody else until their status was taken.
+    living: Vec<Pid>,
     /// The last few that ended, with how.
-    ended: VecDeque<(u32, ExitStatus)>,
+    ended: VecDeque<(Pid, WaitIdStatus)>,
 }
 
 impl Children {
     /// Takes a child over.
-    pub fn adopt(&self, child: Child) {
+    pub fn adopt(&self, child: Pid) {
         let mut family = self.lock();
         // The number means this one from now on.
-        family.ended.retain(|(pid, _)| *pid != child.id());
+        family.ended.retain(|(pid, _)| *pid != child);
         family.living.push(child);
     }
 
@@ -193,12 +205,13 @@ impl Children {
     /// at most the last VM's are left as zombies.
     pub fn reap(&self) {
         let Family { living, ended } = &mut *self.lock();
-        living.retain_mut(|child| {
-            let seen = child.try_wait();
-            if let Ok(Some(status)) = seen {
-                ended.push_back((child.id(), status));
+        living.retain(|child| {
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+            let seen = waitid(WaitId::Pid(*child), options);
+            if let Ok(Some(status)) = &seen {
+                ended.push_back((*child, *status));
             }
-            matches!(seen, Ok(None))
+            matches!(seen, Ok(None) | Err(Errno::INTR))
         });
         while ended.len() > STATUSES {
             ended.pop_front();
@@ -210,11 +223,12 @@ impl Children {
     pub fn how_it_ended(&self, pid: u32) -> Option<String> {
         self.reap();
         let family = self.lock();
-        let (_, status) = family.ended.iter().rev().find(|(ended, _)| *ended == pid)?;
-        Some(match (status.code(), status.signal()) {
+        let is_it = |ended: Pid| ended.as_raw_nonzero().get().unsigned_abs() == pid;
+        let (_, status) = family.ended.iter().rev().find(|(ended, _)| is_it(*ended))?;
+        Some(match (status.exit_status(), status.terminating_signal()) {
             (Some(code), _) => format!("exited with status {code}"),
             (None, Some(signal)) => format!("killed by signal {signal}"),
-            (None, None) => status.to_string(),
+            (None, None) => "ended".to_owned(),
         })
     }
 
@@ -259,7 +273,7 @@ fn command_line(pid: Pid, users: &[u32]) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
+    use std::process::{Child, Command, Stdio};
 
     use super::*;
 
@@ -311,11 +325,12 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::zombie_processes, reason = "being reaped is what is tried")]
     fn children_that_ended_are_let_go() {
         let children = Children::default();
         let child = waiting(&[]);
         let process = Process::pin(Pid::from_child(&child)).unwrap();
-        children.adopt(child);
+        children.adopt(process.child());
         children.reap();
         assert_eq!(children.lock().living.len(), 1);
         assert_eq!(children.how_it_ended(process.pid()), None);

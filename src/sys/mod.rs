@@ -2,6 +2,8 @@
 //! out, owned or borrowed descriptors in; imports nothing of ours.
 
 #[allow(unsafe_code)]
+pub mod birth;
+#[allow(unsafe_code)]
 pub mod descriptors;
 #[allow(unsafe_code)]
 pub mod dm;

@@ -78,7 +78,7 @@ pub fn try_out(own_program: &Path) -> Fitness {
         // Not waited for: it may be stuck in the kernel for minutes.
         let killed = process.kill().map(|()| process.ends_within(TRIAL_LIMIT));
         let children = Children::default();
-        children.adopt(child);
+        children.adopt(process.child());
         children.reap();
         let stuck = if matches!(killed, Ok(true)) {
             ""

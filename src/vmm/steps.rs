@@ -170,7 +170,7 @@ impl Vmms {
         }
         .start()?;
         let outcome = self.await_answer(vmm, launched, &parts, &keeper.process);
-        self.children.adopt(keeper.child);
+        self.children.adopt(keeper.process.child());
         outcome
     }
 
@@ -322,7 +322,7 @@ impl Vmms {
             )),
             Err(fault) => Err(fault),
         };
-        self.children.adopt(launched.child);
+        self.children.adopt(launched.process.child());
         outcome
     }
 
@@ -354,7 +354,7 @@ impl Vmms {
             }
             Err(fault) => Err(fault),
         };
-        self.children.adopt(launched.child);
+        self.children.adopt(launched.process.child());
         outcome
     }
 

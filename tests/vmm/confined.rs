@@ -10,7 +10,7 @@ use banger::host::Host;
 use banger::host::console;
 use banger::host::identity::{Identity, Separation, owners};
 use banger::host::launch::{Errors, Inherited, Launch, Launched};
-use banger::host::process::{Marker, find};
+use banger::host::process::{Children, Marker, find};
 use banger::model::ids::VmId;
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -242,6 +242,8 @@ fn shell<'a>(script: &str, log: &'a Path) -> Launch<'a> {
     }
 }
 
-fn finish(mut launched: Launched) {
-    launched.child.wait().unwrap();
+fn finish(launched: Launched) {
+    let children = Children::default();
+    children.adopt(launched.process.child());
+    children.reap();
 }

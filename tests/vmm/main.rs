@@ -19,7 +19,7 @@ use banger::host::Host;
 use banger::host::launch::{Errors, Launch};
 use banger::host::process::Children;
 use banger::model::vm::VmmKind;
-use banger::plan::step::{FaultKind, Presence};
+use banger::plan::step::{Fault, FaultKind, Presence};
 use banger::vmm::fitness;
 use banger::vmm::{Deadline, GuestState, of};
 
@@ -137,15 +137,11 @@ fn a_group_takes_the_processes_and_its_removal_ends_them() {
 #[test]
 fn a_launcher_whose_group_is_gone_does_not_become_the_program() {
     let folder = tempfile::tempdir().unwrap();
-    let launched = launch(
-        folder.path(),
-        Some(folder.path().join("gone")),
-        "touch made",
-    );
-    assert!(launched.process.ends_within(DEADLINE));
-    assert!(launched.last_words().contains("join control group"));
+    let gone = folder.path().join("gone");
+    let fault = launch(folder.path(), Some(gone.clone()), "touch made").unwrap_err();
+    let what = format!("open control group {}", gone.display());
+    assert!(fault.what.contains(&what), "{fault}");
     assert!(!folder.path().join("made").exists());
-    Children::default().adopt(launched.child);
 }
 
 #[test]
@@ -156,7 +152,7 @@ fn a_launched_program_has_a_session_and_only_three_descriptors() {
     let script = "echo session $(cut -d' ' -f6 /proc/$$/stat) pid $$; \
                   for n in 0 1 2 3 4 5 6 7 8 9; do (eval \": <&$n\") 2>/dev/null && echo fd $n; \
                   done; umask; env";
-    let launched = launch(folder.path(), None, script);
+    let launched = launch(folder.path(), None, script).unwrap();
     assert!(launched.process.ends_within(DEADLINE));
     let text = fs::read_to_string(folder.path().join("log")).unwrap();
     let lines: Vec<&str> = text.lines().collect();
@@ -177,7 +173,7 @@ fn a_launched_program_outlives_the_thread_that_started_it() {
     let path = folder.path().to_owned();
     let script = "touch runs; exec tail -f /dev/null";
     let starter = std::thread::spawn(move || {
-        let launched = launch(&path, None, script);
+        let launched = launch(&path, None, script).unwrap();
         wait_for_folder(&path, |folder| folder.join("runs").exists());
         launched
     });
@@ -185,7 +181,7 @@ fn a_launched_program_outlives_the_thread_that_started_it() {
     assert!(!launched.process.ends_within(Duration::from_millis(100)));
     launched.process.kill().unwrap();
     assert!(launched.process.ends_within(DEADLINE));
-    Children::default().adopt(launched.child);
+    Children::default().adopt(launched.process.child());
 }
 
 #[test]
@@ -206,7 +202,7 @@ fn launch(
     folder: &Path,
     group: Option<std::path::PathBuf>,
     script: &str,
-) -> banger::host::launch::Launched {
+) -> Result<banger::host::launch::Launched, Fault> {
     Launch {
         own_program: Path::new(BANGER),
         program: Path::new("/bin/sh"),
@@ -223,5 +219,4 @@ fn launch(
         control: None,
     }
     .start()
-    .unwrap()
 }
