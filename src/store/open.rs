@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use redb::backends::FileBackend;
 use redb::{
@@ -22,6 +23,9 @@ use super::rows::{self, Rows};
 
 /// Bytes of cache: redb's default of 1 GiB is for databases, not for a few hundred rows.
 const CACHE: usize = 8 << 20;
+
+/// How long a killed daemon may take to be gone.
+const DYING: Duration = Duration::from_secs(3);
 
 /// The open store.
 #[derive(Debug)]
@@ -45,7 +49,10 @@ impl Store {
         // takes an empty one for new, and a damaged page is a panic of its. What the look
         // cannot see, because another daemon has the file, the opening proper says.
         copy::read(path)?;
-        let created = builder().create(path);
+        let created = match builder().create(path) {
+            Err(DatabaseError::DatabaseAlreadyOpen) if is_let_go(path) => builder().create(path),
+            created => created,
+        };
         let database = created.map_err(|error| refused(&opening, path, &error))?;
         Store::with_database(database)
     }
@@ -127,6 +134,20 @@ pub(super) fn rows_of(
         found.push((key.value().to_owned(), value.value().to_vec()));
     }
     Ok(found)
+}
+
+/// Waits for a daemon that was killed: its socket is closed before its files are, so the
+/// next one may meet its lock. Whether it has let go.
+fn is_let_go(path: &Path) -> bool {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let file = File::open(path);
+    // In a thread of its own, for a lock cannot be polled; it ends with the lock or with us.
+    std::thread::spawn(move || {
+        let locked = file.and_then(|file| file.lock_shared());
+        // Nobody listens any more when it comes too late.
+        drop(sender.send(locked));
+    });
+    matches!(receiver.recv_timeout(DYING), Ok(Ok(())))
 }
 
 /// How every store is opened.

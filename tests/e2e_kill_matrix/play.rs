@@ -134,13 +134,7 @@ fn cell(lab: &mut Lab, operation: Operation, place: &str, fault: Fault) -> Verdi
 
 fn prepare(lab: &Lab, operation: Operation) {
     lab.point.clear();
-    for command in operation.before() {
-        // A guest may give up on a host that is too busy to answer in time; only a second
-        // time is that a failure.
-        if lab.banger.run(&command).code() != Some(0) {
-            lab.banger.ok(&command);
-        }
-    }
+    lab.set_up(operation);
 }
 
 fn interrupt(lab: &Lab, operation: Operation, place: &str, fault: Fault) -> Verdict {

@@ -51,6 +51,19 @@ fn second_daemon_is_told_of_the_first() {
     assert!(failure.what.contains("another bangerd"));
 }
 
+/// Symptom: a command right after the daemon's death was told that another has the store.
+/// Window: the dead one's socket is closed, its files are not yet.
+#[test]
+fn daemon_that_is_just_dying_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.redb");
+    let (first, _) = Store::open(&path).unwrap();
+    let second = path.clone();
+    let waiting = std::thread::spawn(move || Store::open(&second).map(drop));
+    drop(first);
+    waiting.join().unwrap().unwrap();
+}
+
 #[test]
 fn file_that_is_no_store_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
