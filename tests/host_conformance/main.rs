@@ -7,6 +7,7 @@
 
 mod both;
 mod cgroup;
+mod firewalls;
 mod guest;
 mod lab;
 mod limits;
@@ -28,7 +29,7 @@ use std::net::Ipv4Addr;
 
 use banger::host::bridge::Bridge;
 use banger::host::link::Links;
-use banger::host::{Host, RealHost, facts, firewall};
+use banger::host::{Host, RealHost, facts};
 use banger::model::ids::VmId;
 use banger::model::net::Subnet;
 use banger::model::units::Bytes;
@@ -174,28 +175,6 @@ fn rules_of_another_version_are_replaced_and_elements_kept() {
 }
 
 #[test]
-fn the_users_own_rules_and_interfaces_are_left_alone() {
-    lab::run("the_users_own_rules_are_left_alone", |lab: &mut Lab| {
-        run_program("nft", "add table inet filter");
-        run_program(
-            "nft",
-            "add set inet filter nat { type ipv4_addr; elements = { 172.30.0.2 } ; }",
-        );
-        ip("link add other type bridge");
-        let before = run_program("nft", "list ruleset") + &run_program("ip", "-o link show other");
-        for step in [tap(VM), rules(VM, first_address(), Outside::Nat)] {
-            lab.host.ensure(&step).unwrap();
-            lab.host.absent(&step).unwrap();
-        }
-        lab.host.remove_network().unwrap();
-        lab.host.remove_network().unwrap();
-        let after = run_program("nft", "list ruleset") + &run_program("ip", "-o link show other");
-        assert_eq!(before, after);
-        assert_eq!(Links::open().unwrap().find("banger0").unwrap(), None);
-    });
-}
-
-#[test]
 fn a_foreign_bridge_of_our_name_is_refused() {
     lab::run(
         "a_foreign_bridge_of_our_name_is_refused",
@@ -305,22 +284,6 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
     }
-}
-
-#[test]
-fn a_firewall_that_drops_what_guests_send_is_found_and_left_alone() {
-    lab::run("a_firewall_that_drops_is_found", |lab: &mut Lab| {
-        lab.host.ensure(&tap(VM)).unwrap();
-        let rules = rules(VM, first_address(), Outside::Closed);
-        lab.host.ensure(&rules).unwrap();
-        assert!(firewall::conflicts("banger0").is_ok());
-        run_program("nft", "add table ip filter");
-        let chain = "{ type filter hook forward priority 0; policy drop; }";
-        run_program("nft", &format!("add chain ip filter FORWARD {chain}"));
-        let complaint = firewall::conflicts("banger0").unwrap_err();
-        assert!(complaint.contains("table filter"), "{complaint}");
-        assert!(complaint.contains("DOCKER-USER -i banger0"), "{complaint}");
-    });
 }
 
 #[test]
