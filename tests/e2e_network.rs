@@ -83,10 +83,23 @@ const SERVER: &str = r#"
 
 #[test]
 fn published_port_leads_a_client_of_the_host_to_a_server_in_the_guest() {
+    port_leads_to_the_guest("user");
+}
+
+#[test]
+fn published_port_of_a_guest_with_a_tap_is_the_same_to_its_client() {
+    let test = "published_port_of_a_guest_with_a_tap_is_the_same_to_its_client";
+    match is_root() {
+        true => port_leads_to_the_guest("auto"),
+        false => skip(test, "not root"),
+    }
+}
+
+fn port_leads_to_the_guest(net: &str) {
     let banger = Banger::with_images(&[IMAGE]);
     let port = free_port();
     let publish = format!("{port}:7000");
-    let run = ["vm", "run", "-d", "--net", "user", "--image", IMAGE];
+    let run = ["vm", "run", "-d", "--net", net, "--image", IMAGE];
     let run = |name: &str| banger.run(&[&run[..], &["-p", &publish, "--name", name]].concat());
     let first = run("a");
     assert_eq!(first.code(), Some(0), "{first:?}");
@@ -102,6 +115,8 @@ fn published_port_leads_a_client_of_the_host_to_a_server_in_the_guest() {
     ]);
     server.wait_for_output("listening");
 
+    // Ports of a tap are the kernel's: they need no daemon.
+    banger.kill_daemon();
     let mut client = TcpStream::connect(("127.0.0.1", port)).expect("the port is published");
     client.write_all(b"hello\n").expect("the guest reads");
     let mut answer = String::new();
@@ -113,6 +128,7 @@ fn published_port_leads_a_client_of_the_host_to_a_server_in_the_guest() {
     assert_eq!(server.finish(DEADLINE).code(), Some(0));
 
     // The port is taken now: the next VM that wants it is refused, and leaves nothing.
+    banger.ok(&["vm", "list"]);
     let before = Census::take(&banger);
     let second = run("b");
     assert_eq!(second.code(), Some(125), "{second:?}");

@@ -5,21 +5,29 @@ use argh::{ArgsInfo, FromArgs};
 use super::context::{Context, unexpected};
 use super::doctor::{Own, Row, Verdict, judge, status, stuck};
 use super::render::{self, Paint, Stream, paint, printable};
+use super::repair;
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::proto::reply::{Fact, HostFacts, Reply};
 use crate::proto::request::Request;
 use crate::workspace::git;
 
-/// Say what this machine offers and what it lacks, with what to do about it. Exit status 1 when no sandbox can be made.
+/// Say what this machine offers and what it lacks, with what to do about it. Exit status 1 when no sandbox can be made, and with --fix when something remains.
 #[derive(Debug, FromArgs, ArgsInfo)]
 #[argh(
     subcommand,
     name = "doctor",
     example = "banger doctor",
-    example = "banger doctor --json"
+    example = "banger doctor --json",
+    example = "banger doctor --fix --dry-run"
 )]
 pub struct Doctor {
+    /// remove what of ours no sandbox has, put back what running ones lack, and say what was done
+    #[argh(switch)]
+    pub fix: bool,
+    /// with --fix: say what would be done, and change nothing
+    #[argh(switch)]
+    pub dry_run: bool,
     /// print JSON
     #[argh(switch)]
     pub json: bool,
@@ -28,6 +36,13 @@ pub struct Doctor {
 impl Doctor {
     /// Carries it out.
     pub fn run(self, context: &Context) -> Result<u8, Failure> {
+        if self.dry_run && !self.fix {
+            return Err(Failure::usage("`--dry-run` says what `--fix` would do")
+                .hint("Type `banger doctor --fix --dry-run`."));
+        }
+        if self.fix {
+            return repair::run(context, self.dry_run, self.json);
+        }
         let config = context.config();
         let (daemon, facts) = match facts(context) {
             Ok(facts) => (Ok(()), Some(facts)),

@@ -35,6 +35,7 @@ pub mod pending;
 pub mod progress;
 pub mod prune;
 pub mod render;
+pub mod repair;
 pub mod resolve;
 pub mod run;
 #[cfg(test)]

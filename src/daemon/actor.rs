@@ -20,6 +20,7 @@ use super::base::Base;
 use super::clients::Input;
 use super::dns::zone::Names;
 use super::moment;
+use super::repair::{self, Mode};
 use super::shell::{Client, Shell};
 use super::views;
 use crate::fail_point;
@@ -102,6 +103,16 @@ impl Actor {
             let Ok(input) = inbox.recv().await else { break };
             flow = match input {
                 Input::Event(event) => self.hear(event)?,
+                Input::Surveyed {
+                    client,
+                    survey,
+                    mode,
+                } => {
+                    let host = &self.shell.host;
+                    let judgement = repair::judge(survey, &self.mind, host, mode);
+                    self.shell.repair(client, judgement, mode);
+                    Flow::On
+                }
                 Input::Call {
                     client,
                     outbox,
@@ -144,12 +155,12 @@ impl Actor {
         let op = OpId(self.next_op);
         self.next_op += 1;
         let request = super::translate::request(&known.asked);
-        let wants_store = matches!(known.asked, wire::Request::StoreCopy {});
         if request.is_none() {
             // What the mind is asked it logs itself.
             log::info!(op = known.op.as_str(); "asked to {}", known.asked.word());
         }
         self.ops.insert(op, (client, known.op.clone()));
+        let asked = known.asked.clone();
         self.shell.clients.insert(client, known);
         match request {
             Some(request) => self.hear(Event::Request {
@@ -159,9 +170,15 @@ impl Actor {
             }),
             None => {
                 self.ops.remove(&op);
-                match wants_store {
-                    true => self.shell.copy_store(client),
-                    false => self.shell.tell_facts(client, self.about.facts.clone()),
+                match asked {
+                    wire::Request::StoreCopy {} => self.shell.copy_store(client),
+                    wire::Request::Repair { dry_run: true } => {
+                        self.shell.survey(client, Mode::Tell);
+                    }
+                    wire::Request::Repair { dry_run: false } => {
+                        self.shell.survey(client, Mode::Do);
+                    }
+                    _ => self.shell.tell_facts(client, self.about.facts.clone()),
                 }
                 Ok(Flow::On)
             }

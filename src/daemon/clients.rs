@@ -11,6 +11,7 @@ use smol::future::FutureExt;
 use smol::{Async, LocalExecutor, Timer};
 
 use super::connection::{self, Outbox, Outgoing};
+use super::repair::{Mode, Survey};
 use crate::failure::{Failure, FailureKind};
 use crate::plan::event::Event;
 use crate::plan::request::ClientId;
@@ -27,6 +28,15 @@ const MOST_CLIENTS: u32 = 512;
 pub enum Input {
     /// For the mind as it is.
     Event(Event),
+    /// What `doctor --fix` looks at has been seen.
+    Surveyed {
+        /// Who asked.
+        client: ClientId,
+        /// What was seen.
+        survey: Survey,
+        /// Whether anything is to be changed.
+        mode: Mode,
+    },
     /// A client's request, with where its answers go.
     Call {
         /// Who.

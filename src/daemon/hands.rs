@@ -43,6 +43,11 @@ impl Hands {
         &self.real
     }
 
+    /// Whether taps and rules are made by this process, not by the root helper.
+    pub fn makes_taps_itself(&self) -> bool {
+        self.helper.is_none()
+    }
+
     fn by_helper(&self, verb: HelperVerb, step: &Step) -> Option<Result<Option<Presence>, Fault>> {
         let socket = self.helper.as_ref()?;
         let step = HelperStep::of(step)?;

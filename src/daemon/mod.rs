@@ -6,6 +6,7 @@
 //!  shell      carries out actions
 //!  guests     listeners and watches of guests       guest   their conversations
 //!  jobs       pulls of images and kernels        base    whether those are whole
+//!  repair     doctor --fix                  survey  what of ours is on this machine
 //!  clients    accepts                               connection  one client's lines
 //!  translate, views    the wire's words and the mind's
 //! ```
@@ -25,7 +26,9 @@ pub mod jobs;
 pub mod listen;
 pub mod moment;
 pub mod ready;
+pub mod repair;
 pub mod shell;
+pub mod survey;
 pub mod translate;
 pub mod views;
 pub mod wire_up;

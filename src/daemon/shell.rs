@@ -22,6 +22,7 @@ use super::guest;
 use super::guests::Guests;
 use super::hands::Hands;
 use super::jobs::Jobs;
+use super::repair::{self, Judgement, Mode};
 use crate::fail_point;
 use crate::failure::{Failure, FailureKind};
 use crate::host::Host;
@@ -259,6 +260,41 @@ impl Shell {
             },
         };
         let _ = known.outbox.try_send(outgoing);
+    }
+
+    /// Looks for what of ours is on this machine, off the loop.
+    pub fn survey(&self, client: ClientId, mode: Mode) {
+        let (host, inbox) = (self.host.clone(), self.inbox.clone());
+        let task = self.executor.spawn(async move {
+            let survey = smol::unblock(move || repair::survey(&host)).await;
+            let surveyed = Input::Surveyed {
+                client,
+                survey,
+                mode,
+            };
+            let _ = inbox.send(surveyed).await;
+        });
+        task.detach();
+    }
+
+    /// Removes what no VM has, off the loop, and tells the client.
+    pub fn repair(&mut self, client: ClientId, judgement: Judgement, mode: Mode) {
+        let Some(known) = self.clients.remove(&client) else {
+            return;
+        };
+        let host = self.host.clone();
+        let task = self.executor.spawn(async move {
+            let repaired = smol::unblock(move || repair::carry_out(judgement, &host, mode)).await;
+            for one in &repaired.repairs {
+                log::info!("{}: {}: {}", one.outcome.word(), one.what, one.why);
+            }
+            let line = Line::Done(Reply::Repaired(repaired));
+            let _ = known.outbox.try_send(Outgoing {
+                line,
+                descriptor: None,
+            });
+        });
+        task.detach();
     }
 
     /// Opens a VM's log and passes it to the client.

@@ -9,7 +9,10 @@ use crate::proto::request::{self as wire, NewVm};
 pub fn request(asked: &wire::Request) -> Option<Request> {
     let vm = String::clone;
     Some(match asked {
-        wire::Request::HostFacts {} | wire::Request::StoreCopy {} => return None,
+        wire::Request::Repair { .. }
+        | wire::Request::HostFacts {}
+        | wire::Request::StoreCopy {} => return None,
+        wire::Request::Sweep {} => Request::Sweep,
         wire::Request::Status {} => Request::Status,
         wire::Request::Shutdown {} => Request::Shutdown,
         wire::Request::VmRun {

@@ -13,6 +13,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
 use crate::failure::Failure;
 use crate::model::ids::{ContentId, VmId};
 
@@ -104,6 +106,14 @@ impl Layout {
             .hint("Set BANGER_RUNTIME_DIR to a shorter path, such as /tmp/banger."));
         }
         Ok(self)
+    }
+
+    /// What tells objects of this installation from those of another state directory,
+    /// where there is room for a word: `banger 0123abcd`.
+    pub fn mark(&self) -> String {
+        let digest = Sha256::digest(self.state.as_os_str().as_bytes());
+        let [a, b, c, d] = [digest[0], digest[1], digest[2], digest[3]];
+        format!("banger {a:02x}{b:02x}{c:02x}{d:02x}")
     }
 
     /// The store of VMs, images and kernels.

@@ -128,6 +128,13 @@ impl Links {
         self.get(link_message(RTM_GETLINK, index, Attributes::new()))
     }
 
+    /// Every interface.
+    pub fn all(&self) -> io::Result<Vec<Link>> {
+        let message = link_message(RTM_GETLINK, 0, Attributes::new());
+        let answers = self.netlink.dump(&message)?;
+        Ok(answers.iter().filter_map(|one| parse_link(one)).collect())
+    }
+
     fn get(&self, message: Message) -> io::Result<Option<Link>> {
         match self.netlink.call(&message) {
             Ok(answers) => Ok(answers.first().and_then(|answer| parse_link(answer))),

@@ -166,6 +166,33 @@ pub fn find(tag: &str) -> io::Result<Vec<Found>> {
     Ok(all)
 }
 
+/// Every bound device with a tag of ours, whoever's: the VM, what for, the file behind it.
+pub fn tagged() -> io::Result<Vec<(VmId, Role, PathBuf)>> {
+    let mut all = Vec::new();
+    for number in bound()? {
+        let status = open(number, OFlags::RDONLY).and_then(loop_device::status);
+        let Ok(status) = status else {
+            // Not ours to open, or gone.
+            continue;
+        };
+        let shown = fs::read_to_string(format!("/sys/block/loop{number}/loop/backing_file"));
+        let file = PathBuf::from(shown.unwrap_or_default().trim_end());
+        let parsed = read_tag(&String::from_utf8_lossy(&status.tag));
+        all.extend(parsed.map(|(vm, role)| (vm, role, file)));
+    }
+    Ok(all)
+}
+
+fn read_tag(text: &str) -> Option<(VmId, Role)> {
+    let (id, role) = text.strip_prefix("banger:")?.split_once(':')?;
+    let role = match role {
+        "base" => Role::Base,
+        "cow" => Role::Cow,
+        _ => return None,
+    };
+    Some((id.parse().ok()?, role))
+}
+
 /// The length of a bound device, in sectors of 512 bytes.
 pub fn sectors(number: u32) -> io::Result<u64> {
     let text = fs::read_to_string(format!("/sys/block/loop{number}/size"))?;

@@ -50,6 +50,7 @@ pub mod tap_limit;
 pub mod uevent;
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -166,6 +167,14 @@ impl RealHost {
         bridge::absent(&Links::open().map_err(failed)?, &self.settings.bridge)
     }
 
+    /// VMs that have firewall elements and no tap, with the address that they tell of.
+    ///
+    /// # Errors
+    /// We may not look.
+    pub fn rules_without_tap(&self) -> Result<Vec<(VmId, Ipv4Addr)>, Fault> {
+        self.with_tables(nft::without_tap)
+    }
+
     /// What the configuration says.
     pub fn settings(&self) -> &Settings {
         &self.settings
@@ -189,7 +198,9 @@ impl Host for RealHost {
             Step::BaseLoop { vm, image } => self.with_base(*vm, image, loopdev::ensure),
             Step::CowLoop { vm, size } => self.ensure_cow_loop(*vm, *size),
             Step::DmSnapshot { vm, size } => self.with_snapshot(*vm, *size, dm::ensure),
-            Step::Tap { vm, subnet } => tap::ensure(*vm, &self.bridge(*subnet), self.tap_user(*vm)),
+            Step::Tap { vm, subnet } => {
+                tap::ensure(*vm, &self.bridge(*subnet), self.tap_user(*vm), &at.mark())
+            }
             Step::NetRules { .. } => self.on_rules(step, nft::ensure),
             Step::NetLimit { vm, limit } => self.with_limit(*vm, *limit, tap_limit::ensure),
             Step::Cgroup { vm, limits } => cgroup::ensure(self.vmms.groups(), *vm, *limits),

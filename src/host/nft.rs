@@ -4,6 +4,7 @@
 //! in `taps` carries a comment with what was installed for that tap, so that a probe
 //! sees whether it is this, and a change or removal needs no memory of it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
 
@@ -17,6 +18,7 @@ use crate::sys::netlink::text;
 use super::bridge::Bridge;
 use super::fault::fault;
 use super::forwarding;
+use super::link::Links;
 use super::published;
 use super::rules::{IDENTITY, NAT, TAPS};
 use super::tables::{Element, Family, Tables, interface_key};
@@ -97,30 +99,37 @@ pub fn probe(tables: &Tables, wanted: &NetRules<'_>) -> Result<Presence, Fault> 
     })
 }
 
-/// The VMs that have elements and no tap any more. The tap is made before them and
-/// removed after them, so nobody's VM is among these.
-pub fn without_tap(
-    tables: &Tables,
-    has_tap: impl Fn(VmId) -> bool,
-) -> io::Result<Vec<(VmId, Ipv4Addr)>> {
+/// VMs that have elements and no tap. The tap is made before them and removed after
+/// them, so nobody's VM is among these.
+pub fn without_tap(tables: &Tables) -> Result<Vec<(VmId, Ipv4Addr)>, Fault> {
+    let failed = |error: io::Error| fault("list the firewall's elements", error);
+    // Elements first: whose tap is made after this look has none of these yet.
+    let with_elements = listed(tables).map_err(failed)?;
+    let links = Links::open()
+        .and_then(|links| links.all())
+        .map_err(failed)?;
+    let taps: BTreeSet<VmId> = links.iter().filter_map(|l| VmId::of_tap(&l.name)).collect();
+    let without = with_elements.into_iter();
+    Ok(without.filter(|(vm, _)| !taps.contains(vm)).collect())
+}
+
+/// Every VM that has elements, with the address that they tell of.
+fn listed(tables: &Tables) -> io::Result<Vec<(VmId, Ipv4Addr)>> {
     let unspecified = Ipv4Addr::UNSPECIFIED;
-    let listed = tables.all(Family::Bridge, TAPS)?;
-    let mut found: Vec<(VmId, Ipv4Addr)> = listed
-        .iter()
-        .filter_map(|element| {
-            let vm = VmId::of_tap(&text(&element.key))?;
-            Some((vm, former(&element.comment).0.unwrap_or(unspecified)))
-        })
-        .collect();
-    let identities = tables.all(Family::Bridge, IDENTITY)?;
-    found.extend(identities.iter().filter_map(|element| {
-        let vm = VmId::of_tap(&text(element.key.get(..16)?))?;
-        let octets: [u8; 4] = element.key.get(24..28)?.try_into().ok()?;
-        Some((vm, octets.into()))
-    }));
-    found.sort();
+    let mut found: Vec<(VmId, Ipv4Addr)> = Vec::new();
+    for element in tables.all(Family::Bridge, TAPS)? {
+        let vm = VmId::of_tap(&text(&element.key));
+        let address = former(&element.comment).0.unwrap_or(unspecified);
+        found.extend(vm.map(|vm| (vm, address)));
+    }
+    for element in tables.all(Family::Bridge, IDENTITY)? {
+        let vm = element.key.get(..16).map(text);
+        let vm = vm.and_then(|name| VmId::of_tap(&name));
+        let octets = element.key.get(24..28).and_then(<[u8]>::first_chunk::<4>);
+        found.extend(vm.zip(octets.copied().map(Ipv4Addr::from)));
+    }
+    found.sort_unstable();
     found.dedup();
-    found.retain(|(vm, _)| !has_tap(*vm));
     Ok(found)
 }
 

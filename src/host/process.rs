@@ -237,6 +237,31 @@ impl Children {
     }
 }
 
+/// The command lines of all processes that can be read, with a NUL behind each word.
+pub fn command_lines() -> io::Result<Vec<Vec<u8>>> {
+    let line = |pid: Pid| fs::read(format!("/proc/{}/cmdline", number(pid))).ok();
+    Ok(everyone()?.into_iter().filter_map(line).collect())
+}
+
+/// The processes in a control group and in those below it.
+pub fn members_below(group: &Path) -> io::Result<Vec<u32>> {
+    let mut all: Vec<u32> = members(group)?.into_iter().map(number).collect();
+    let below = match fs::read_dir(group) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(all),
+        other => other?,
+    };
+    for entry in below.filter_map(Result::ok) {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            all.extend(members_below(&entry.path())?);
+        }
+    }
+    Ok(all)
+}
+
+fn number(pid: Pid) -> u32 {
+    pid.as_raw_nonzero().get().unsigned_abs()
+}
+
 fn members(group: &Path) -> io::Result<Vec<Pid>> {
     match fs::read_to_string(group.join("cgroup.procs")) {
         Ok(text) => Ok(text.lines().filter_map(pid).collect()),

@@ -34,8 +34,9 @@ pub enum User {
     Group(u32),
 }
 
-/// Makes the tap, and our bridge before it, for this user.
-pub fn ensure(vm: VmId, bridge: &Bridge<'_>, user: Option<User>) -> Result<(), Fault> {
+/// Makes the tap, and our bridge before it, for this user. `mark` says of which
+/// installation it is.
+pub fn ensure(vm: VmId, bridge: &Bridge<'_>, user: Option<User>, mark: &str) -> Result<(), Fault> {
     let links = Links::open().map_err(|error| fault(attempt(vm), error))?;
     if probe_in(&links, vm, bridge)? == Presence::Present {
         return Ok(());
@@ -44,7 +45,7 @@ pub fn ensure(vm: VmId, bridge: &Bridge<'_>, user: Option<User>) -> Result<(), F
     let master = bridge::ensure(&links, bridge)?;
     if find(&links, vm)?.is_none() {
         let events = LinkEvents::open().map_err(failed)?;
-        create(vm, user).map_err(failed)?;
+        create(&links, vm, user, mark).map_err(failed)?;
         attach(&links, vm, &master)?;
         wait_until_free(&links, vm, &events).map_err(failed)?;
     } else {
@@ -138,8 +139,11 @@ fn find(links: &Links, vm: VmId) -> Result<Option<Link>, Fault> {
     }
 }
 
-fn create(vm: VmId, user: Option<User>) -> io::Result<()> {
+fn create(links: &Links, vm: VmId, user: Option<User>, mark: &str) -> io::Result<()> {
     let tap = tun::open(&vm.tap(), FrameHeader::Virtio)?;
+    if let Some(link) = links.find(&vm.tap())? {
+        links.set_alias(link.index, mark)?;
+    }
     match user {
         Some(User::Owner(uid)) => tun::set_owner(&tap, uid)?,
         Some(User::Group(gid)) => tun::set_group(&tap, gid)?,

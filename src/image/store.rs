@@ -162,6 +162,16 @@ pub fn sweep(parent: &Path, prefix: &str) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What makers that are dead have left.
+pub fn left_over(parent: &Path, prefix: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(parent).into_iter().flatten().flatten();
+    let aside = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
+    let mut found: Vec<PathBuf> = aside.map(|entry| entry.path()).collect();
+    found.retain(|path| !is_owned(path));
+    found.sort();
+    found
+}
+
 /// Whether the maker of a folder lives: it holds the lock.
 fn is_owned(path: &Path) -> bool {
     File::open(path.join(OWNER))

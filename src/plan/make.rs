@@ -3,11 +3,11 @@
 //! The order is the order of dependence: whatever a step uses stands before it, so
 //! the way down, in reverse, never removes what is in use.
 
-use crate::model::ids::VmId;
+use crate::model::ids::{VmId, VmName};
 use crate::model::limits::Limits;
 use crate::model::net::{Lease, NetMode, Subnet};
 use crate::model::units::Bytes;
-use crate::model::vm::{RootMode, VmSpec, VmmKind};
+use crate::model::vm::{ImageRef, InitMode, KernelRef, RootMode, VmSpec, VmmKind, VmmRequest};
 
 use super::step::{GroupLimits, Machine, Outside, Step, TapLimit};
 
@@ -175,6 +175,42 @@ pub fn everything(vm: VmId, spec: &VmSpec, subnet: Subnet) -> (Vec<Step>, Vec<St
     }
     let run = run_plan(vm, &snapshot, Some(lease), VmmKind::QemuTcg);
     (disks, run)
+}
+
+/// What stands for a VM of which nothing is known but its name.
+pub fn unknown(name: VmName) -> VmSpec {
+    let unknown = "unknown";
+    VmSpec {
+        name,
+        image: ImageRef {
+            name: unknown.parse().expect("a plain word"),
+            content: "0".parse().expect("a digit"),
+        },
+        kernel: KernelRef {
+            name: unknown.parse().expect("a plain word"),
+            content: "0".parse().expect("a digit"),
+        },
+        vcpu: 1,
+        memory: Bytes(0),
+        work_disk: Bytes(0),
+        root_disk: Bytes(0),
+        root_mode: RootMode::Overlay,
+        net: NetMode::None,
+        publish: Vec::new(),
+        init: InitMode::Auto,
+        vmm: VmmRequest::Auto,
+        env: Vec::new(),
+        workdir: None,
+        limits: Limits::default(),
+    }
+}
+
+/// Every object that a VM could have of which nothing is known but its identity.
+pub fn by_identity(vm: VmId, subnet: Subnet) -> Vec<Step> {
+    let name = format!("unknown-{vm}");
+    let name = name.parse().expect("lower-case and hexadecimal");
+    let (disks, run) = everything(vm, &unknown(name), subnet);
+    disks.into_iter().chain(run).collect()
 }
 
 #[cfg(test)]

@@ -114,6 +114,8 @@ pub enum Request {
         /// Which.
         name: String,
     },
+    /// Remove contents that nothing names. Answer: `Done`, when that is done.
+    Sweep,
     /// Answer: `Status`.
     Status,
     /// End the daemon; VMs stay up. Answer: `Done`.
@@ -143,6 +145,7 @@ impl Request {
             Request::KernelShow { .. } => "kernel show",
             Request::KernelPull { .. } => "kernel pull",
             Request::KernelDelete { .. } => "kernel delete",
+            Request::Sweep => "sweep",
             Request::Status => "status",
             Request::Shutdown => "shutdown",
         }

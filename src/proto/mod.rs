@@ -14,6 +14,7 @@ pub mod frame;
 pub mod guest;
 pub mod helper;
 pub mod limits;
+pub mod repair;
 pub mod reply;
 pub mod request;
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What the daemon answers: progress lines, then exactly one last line.
 
+use super::repair::Repaired;
 use serde::{Deserialize, Serialize};
 
 use super::limits::Limits;
@@ -123,6 +124,8 @@ pub enum Reply {
     Kernel(KernelView),
     /// What this machine offers.
     Facts(HostFacts),
+    /// What is not as it must be, and what became of it.
+    Repaired(Repaired),
     /// The descriptor that came with this line holds a copy of the store.
     StoreCopy {
         /// The path of the store, for people.

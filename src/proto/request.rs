@@ -157,6 +157,13 @@ pub enum Request {
     },
     /// What this machine offers and which VMM would be used, for `doctor`.
     HostFacts {},
+    /// Remove what of ours no VM has, put back what running VMs lack, for `doctor --fix`.
+    Repair {
+        /// Change nothing and say what would be changed.
+        dry_run: bool,
+    },
+    /// Remove contents of images and kernels that nothing names.
+    Sweep {},
     /// A copy of the store's file as it is now, as a descriptor with the last line.
     StoreCopy {},
 }
@@ -188,6 +195,8 @@ impl Request {
             Request::KernelPull { .. } => "kernel_pull",
             Request::KernelDelete { .. } => "kernel_delete",
             Request::HostFacts {} => "host_facts",
+            Request::Repair { .. } => "repair",
+            Request::Sweep {} => "sweep",
             Request::StoreCopy {} => "store_copy",
         }
     }

@@ -18,6 +18,7 @@ use super::helper::{
     HELPER_VERSION, HelperCall, HelperReply, HelperRequest, HelperStep, HelperVerb,
 };
 use super::limits::Limits;
+use super::repair::{Outcome, Repair, Repaired, StuckVm};
 use super::reply::{
     Fact, HostFacts, ImageView, KernelView, Line, Progress, Reply, RootStore, Status, VmView,
     WireFailure,
@@ -133,6 +134,8 @@ fn requests() -> Vec<Request> {
         },
         Request::KernelDelete { name: kernel() },
         Request::HostFacts {},
+        Request::Repair { dry_run: true },
+        Request::Sweep {},
         Request::StoreCopy {},
     ]
 }
@@ -192,6 +195,22 @@ fn vm_view() -> VmView {
         boot_phases: vec![("init".to_owned(), 1550)],
         warnings: vec!["no /lib/modules in the image".to_owned()],
         delete_on_disconnect: false,
+    }
+}
+
+fn repaired() -> Repaired {
+    Repaired {
+        repairs: vec![Repair {
+            outcome: Outcome::WouldRemove,
+            what: "tap bgr-0badcafe".to_owned(),
+            why: "no running VM has it".to_owned(),
+        }],
+        contents: vec!["content 00112233445566aa of an image".to_owned()],
+        stuck: vec![StuckVm {
+            name: "dev".to_owned(),
+            at: "stopping".to_owned(),
+            reason: "remove tap bgr-0badcafe: device or resource busy".to_owned(),
+        }],
     }
 }
 
@@ -296,6 +315,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
             }),
         ),
         ("facts", Reply::Facts(facts)),
+        ("repaired", Reply::Repaired(repaired())),
     ]
 }
 

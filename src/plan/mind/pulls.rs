@@ -25,6 +25,7 @@ use super::{Life, Mind};
 pub(super) struct Pulls {
     pulls: BTreeMap<PullKey, Pull>,
     sweep: Sweep,
+    sweep_waiters: Vec<Waiter>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -132,26 +133,61 @@ impl Mind {
         self.advance_jobs();
     }
 
-    fn start_sweep(&mut self) {
-        // What an unreadable row names is unknown: then nothing is left-over for sure.
-        let mut records = self.vms.values().map(|vm| &vm.record);
-        if records.any(|record| record.stuck == Some(Stuck::Unreadable)) {
-            self.pulls.sweep = Sweep::NotNeeded;
-            return self.advance_jobs();
+    /// A client asks for it, and waits for its end.
+    pub(super) fn sweep(&mut self, waiter: Waiter) {
+        self.pulls.sweep_waiters.push(waiter);
+        match self.images.is_empty() && self.kernels.is_empty() {
+            true => self.end_sweep(Err(unknown_contents())),
+            false => self.want_sweep(),
         }
-        let specs = || self.vms.values().map(|vm| &vm.record.spec);
-        let images: BTreeSet<ContentId> = (self.images.values().map(|image| &image.content))
-            .chain(specs().map(|spec| &spec.image.content))
-            .cloned()
-            .collect();
-        let kernels: BTreeSet<ContentId> = (self.kernels.values().map(|kernel| &kernel.content))
-            .chain(specs().map(|spec| &spec.kernel.content))
-            .cloned()
-            .collect();
+    }
+
+    fn start_sweep(&mut self) {
+        let Some((images, kernels)) = self.named_contents() else {
+            self.pulls.sweep = Sweep::NotNeeded;
+            self.end_sweep(Err(unknown_contents()));
+            return self.advance_jobs();
+        };
         let job = JobId(self.number());
         self.pulls.sweep = Sweep::UnderWay(job);
         let work = JobWork::Sweep { images, kernels };
         self.out.push(Action::StartJob { job, work });
+    }
+
+    fn end_sweep(&mut self, result: Result<(), Failure>) {
+        let waiters = std::mem::take(&mut self.pulls.sweep_waiters);
+        let reply = match result {
+            Ok(()) => Reply::Done,
+            Err(failure) => Reply::Failed(failure),
+        };
+        self.reply_all(waiters, &reply);
+    }
+
+    /// The contents of images and of kernels that rows name; `None` where a row cannot be
+    /// read, so that nothing is left over for sure.
+    pub fn named_contents(&self) -> Option<(BTreeSet<ContentId>, BTreeSet<ContentId>)> {
+        let mut records = self.vms.values().map(|vm| &vm.record);
+        if records.any(|record| record.stuck == Some(Stuck::Unreadable)) {
+            return None;
+        }
+        let specs = || self.vms.values().map(|vm| &vm.record.spec);
+        let images = (self.images.values().map(|image| &image.content))
+            .chain(specs().map(|spec| &spec.image.content))
+            .cloned()
+            .collect();
+        let kernels = (self.kernels.values().map(|kernel| &kernel.content))
+            .chain(specs().map(|spec| &spec.kernel.content))
+            .cloned()
+            .collect();
+        Some((images, kernels))
+    }
+
+    /// The same for somebody who only looks: nothing while a pull is under way, whose
+    /// content has no row yet, and nothing from a store that is new, or lost.
+    pub fn settled_contents(&self) -> Option<(BTreeSet<ContentId>, BTreeSet<ContentId>)> {
+        let known = !(self.images.is_empty() && self.kernels.is_empty());
+        let pulled = self.pulls.is_any_under_way();
+        self.named_contents().filter(|_| known && !pulled)
     }
 
     pub(super) fn job_progress(&mut self, job: JobId, progress: &PullProgress) {
@@ -178,9 +214,10 @@ impl Mind {
     pub(super) fn job_done(&mut self, job: JobId, result: Result<JobResult, Failure>) {
         if self.pulls.sweep == Sweep::UnderWay(job) {
             self.pulls.sweep = Sweep::NotNeeded;
-            if let Err(failure) = result {
+            if let Err(failure) = &result {
                 self.log(None, None, format!("left-over contents stay: {failure}"));
             }
+            self.end_sweep(result.map(drop));
         } else if let Some(key) = self.pulls.key_of(job) {
             self.pull_done(key, result);
         }
@@ -359,4 +396,10 @@ impl Mind {
         self.reply(waiter, Reply::Done);
         self.want_sweep();
     }
+}
+
+fn unknown_contents() -> Failure {
+    let what = "remove contents that nothing names: it is not known what is named";
+    Failure::new(FailureKind::Busy, what)
+        .hint("See `banger vm list` for a row that cannot be read, and `banger image list`.")
 }

@@ -2,6 +2,7 @@
 
 use crate::failure::Failure;
 use crate::model::ids::VmId;
+use crate::model::net::Subnet;
 use crate::model::vm::Phase;
 use crate::plan::admit::Wish;
 use crate::plan::record::VmRecord;
@@ -20,6 +21,16 @@ impl Mind {
     /// Every VM's record.
     pub fn vms(&self) -> impl Iterator<Item = &VmRecord> {
         self.vms.values().map(|vm| &vm.record)
+    }
+
+    /// Whether nothing is under way on a VM.
+    pub fn is_at_rest(&self, vm: VmId) -> bool {
+        self.vms.get(&vm).is_some_and(|vm| vm.work.is_none())
+    }
+
+    /// The network of our bridge.
+    pub fn subnet(&self) -> Subnet {
+        self.facts.subnet
     }
 
     pub(super) fn serve(&mut self, waiter: Waiter, request: Request) {
@@ -58,6 +69,7 @@ impl Mind {
                 Ok(name) => self.delete_kernel(waiter, &name),
                 Err(failure) => self.fail(waiter, failure),
             },
+            Request::Sweep => self.sweep(waiter),
             Request::Shutdown => {
                 self.reply(waiter, Reply::Done);
                 self.shut_down();

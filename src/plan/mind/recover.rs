@@ -16,9 +16,7 @@
 use std::collections::BTreeSet;
 
 use crate::model::ids::VmId;
-use crate::model::limits::Limits;
-use crate::model::units::Bytes;
-use crate::model::vm::{ImageRef, InitMode, KernelRef, Phase, RootMode, VmSpec, VmmRequest};
+use crate::model::vm::Phase;
 use crate::plan::event::{Action, RunToken};
 use crate::plan::make;
 use crate::plan::planted::{Bug, planted};
@@ -84,30 +82,7 @@ impl Mind {
                 .parse()
                 .expect("lower-case and hexadecimal")
         };
-        let unknown = "unknown";
-        let spec = VmSpec {
-            name: unreadable.name.unwrap_or_else(generic),
-            image: ImageRef {
-                name: unknown.parse().expect("a plain word"),
-                content: "0".parse().expect("a digit"),
-            },
-            kernel: KernelRef {
-                name: unknown.parse().expect("a plain word"),
-                content: "0".parse().expect("a digit"),
-            },
-            vcpu: 1,
-            memory: Bytes(0),
-            work_disk: Bytes(0),
-            root_disk: Bytes(0),
-            root_mode: RootMode::Overlay,
-            net: crate::model::net::NetMode::None,
-            publish: Vec::new(),
-            init: InitMode::Auto,
-            vmm: VmmRequest::Auto,
-            env: Vec::new(),
-            workdir: None,
-            limits: Limits::default(),
-        };
+        let spec = make::unknown(unreadable.name.unwrap_or_else(generic));
         let (disk_plan, run_plan) = make::everything(id, &spec, self.facts.subnet);
         VmRecord {
             id,
