@@ -1,7 +1,7 @@
-//! Lets a root that is one writable disk fill that disk.
+//! Lets the file system of a writable disk fill that disk.
 //!
 //! The image's file system is as large as its content needs; the disk that a VM has it on
-//! is as large as was asked for. The kernel grows a mounted ext4 within milliseconds,
+//! is as large as was asked for. Any disk may have been made larger since (`vm set`). The kernel grows a mounted ext4 within milliseconds,
 //! also without the reserved blocks of resize2fs (it goes over to meta block groups).
 
 use std::fs::File;
@@ -28,9 +28,9 @@ struct Extent {
 /// Grows the file system at `target` to the whole of its disk, if it is smaller.
 ///
 /// # Errors
-/// The disk cannot be read, or the kernel refuses: the root stays as it is.
+/// The disk cannot be read, or the kernel refuses: the file system stays as it is.
 pub fn to_whole_disk(disk: &Path, target: &Path) -> Result<(), Failure> {
-    let attempt = || format!("grow the root to the size of {}", disk.display());
+    let attempt = || format!("grow the file system to the size of {}", disk.display());
     let file = File::open(disk).map_err(during(attempt()))?;
     let mut superblock = [0; 1024];
     file.read_exact_at(&mut superblock, SUPERBLOCK)

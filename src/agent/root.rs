@@ -24,7 +24,7 @@ use rustix::process::{chdir, chroot};
 use super::cmdline::Words;
 use super::place::{Place, by_descriptor};
 use super::record::Journal;
-use super::{copy, device, during};
+use super::{copy, device, during, grow};
 use crate::failure::Failure;
 
 const NEW_ROOT: &str = "/newroot";
@@ -81,22 +81,18 @@ impl Disks {
     /// # Errors
     /// A disk is missing or damaged. Missing modules are a warning only.
     pub fn join(self, release: &str, journal: &mut Journal) -> Result<(), Failure> {
-        let base = Path::new("/dev").join(&self.base.name);
-        self.base.finish()?;
-        match self.upper {
-            Some(upper) => {
-                upper.finish()?;
-                overlay()?;
-            }
-            None => journal.tolerate(super::grow::to_whole_disk(&base, Path::new(NEW_ROOT))),
+        self.base.finish(journal)?;
+        if let Some(upper) = self.upper {
+            upper.finish(journal)?;
+            overlay()?;
         }
         let place = Place::at(Path::new(NEW_ROOT)).map_err(during("open the new root"))?;
         if let Some(work) = self.work {
-            work.finish()?;
+            work.finish(journal)?;
             work_disk(&place)?;
         }
         if let Some(modules) = self.modules {
-            let mounted = modules.finish();
+            let mounted = modules.finish(journal);
             journal.tolerate(mounted.and_then(|()| module_tree(release, &place)));
         }
         Ok(())
@@ -128,7 +124,9 @@ impl Mounting {
         }
     }
 
-    fn finish(self) -> Result<(), Failure> {
+    /// Mounted, and grown to its disk if it may be written: one that does not grow is
+    /// still of use.
+    fn finish(self, journal: &mut Journal) -> Result<(), Failure> {
         let node = Path::new("/dev").join(&self.name);
         let mounted = match self.thread.join().expect("a panic ends the process")? {
             // ext4 itself was a module that was not loaded yet.
@@ -136,7 +134,11 @@ impl Mounting {
             mounted => mounted,
         };
         let attempt = format!("mount {} (ext4) at {}", node.display(), self.target);
-        mounted.map_err(during(attempt))
+        mounted.map_err(during(attempt))?;
+        if !self.flags.contains(MountFlags::RDONLY) {
+            journal.tolerate(grow::to_whole_disk(&node, Path::new(self.target)));
+        }
+        Ok(())
     }
 }
 

@@ -14,6 +14,7 @@ use super::list::VmList;
 use super::logs::VmLogs;
 use super::prune::VmPrune;
 use super::run::{VmCreate, VmRun};
+use super::set::VmSet;
 use super::show::VmShow;
 use super::store_commands::{StoreCheck, StoreExport};
 use super::version::Version;
@@ -102,6 +103,7 @@ group! {
     Kill(VmKill),
     Delete(VmDelete),
     Reset(VmReset),
+    Set(VmSet),
     Prune(VmPrune),
     Workspace(Workspace),
 }

@@ -42,6 +42,7 @@ pub mod run;
 mod samples;
 pub mod send_workspace;
 pub mod session;
+pub mod set;
 pub mod show;
 pub mod signals;
 pub mod start;
@@ -188,6 +189,7 @@ fn dispatch_vm(command: VmCommand, guest: Option<Vec<String>>, context: &Context
         VmCommand::Kill(command) => ended(command.run(context)),
         VmCommand::Delete(command) => ended(command.run(context)),
         VmCommand::Reset(command) => ended(command.run(context)),
+        VmCommand::Set(command) => ended(command.run(context)),
         VmCommand::Prune(command) => ended(command.run(context)),
     }
 }

@@ -1,7 +1,8 @@
 //! The wire's requests in the mind's words.
 
+use crate::model::units::Bytes;
 use crate::plan::record::{GitIdentity, Removal};
-use crate::plan::request::{AfterCreate, CreateRequest, Force, Refresh, Request};
+use crate::plan::request::{AfterCreate, Changes, CreateRequest, Force, Refresh, Request};
 use crate::proto::request::{self as wire, NewVm};
 
 /// What the mind is asked on behalf of a wire request; `None` where the daemon
@@ -29,6 +30,13 @@ pub fn request(asked: &wire::Request) -> Option<Request> {
             force: if *force { Force::Kill } else { Force::Refuse },
         },
         wire::Request::VmReset { vm: target } => Request::Reset { target: vm(target) },
+        wire::Request::VmSet {
+            vm: target,
+            changes,
+        } => Request::Set {
+            target: vm(target),
+            changes: read_changes(*changes),
+        },
         wire::Request::VmList {} => Request::List,
         wire::Request::VmShow { vm: target } | wire::Request::VmOpenLog { vm: target, .. } => {
             Request::Show { target: vm(target) }
@@ -58,6 +66,15 @@ pub fn request(asked: &wire::Request) -> Option<Request> {
             name: name.to_string(),
         },
     })
+}
+
+fn read_changes(wire: wire::Changes) -> Changes {
+    Changes {
+        vcpu: wire.vcpu,
+        memory: wire.memory.map(Bytes),
+        work_disk: wire.work_disk.map(Bytes),
+        root_disk: wire.root_disk.map(Bytes),
+    }
 }
 
 fn refresh(force: bool) -> Refresh {

@@ -15,6 +15,7 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags};
 
 use crate::model::units::Bytes;
+use crate::model::vm::VmSpec;
 use crate::plan::step::{Fault, FaultKind, Presence};
 
 use super::aside::Aside;
@@ -61,10 +62,11 @@ pub struct Disk<'a> {
     pub templates: &'a Path,
 }
 
-/// Makes the disk if there is none. One of another size is refused, never touched.
+/// Makes the disk if there is none, and longer if it is shorter than it must be.
 pub fn ensure(disk: &Disk<'_>) -> Result<(), Fault> {
     match probe(disk.path, disk.size)? {
         Presence::Present => Ok(()),
+        Presence::Different if grow(disk.path, disk.size)? => Ok(()),
         Presence::Different => Err(different(disk)),
         Presence::Absent => {
             create(disk)?;
@@ -74,6 +76,21 @@ pub fn ensure(disk: &Disk<'_>) -> Result<(), Fault> {
             }
         }
     }
+}
+
+/// Makes a disk of ours longer; whether it now is so long. What is in it stays, and its
+/// guest lets the file system grow. One that is longer, or shorter than any disk of ours
+/// ever was, is left as it is.
+pub fn grow(path: &Path, size: Bytes) -> Result<bool, Fault> {
+    let failed = |error: io::Error| fault(format!("grow disk {} to {size}", path.display()), error);
+    let found = fs::symlink_metadata(path).map_err(failed)?;
+    if !found.is_file() || !(VmSpec::MIN_DISK.0..=size.0).contains(&found.len()) {
+        return Ok(false);
+    }
+    let file = File::options().write(true).open(path).map_err(failed)?;
+    file.set_len(size.0).map_err(failed)?;
+    file.sync_all().map_err(failed)?;
+    Ok(true)
 }
 
 /// Removes the disk.
@@ -300,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn an_existing_disk_is_neither_formatted_nor_resized() {
+    fn an_existing_disk_is_made_longer_and_never_formatted_or_cut() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("disk");
         let wanted = disk(root.path(), &path, Bytes::mib(64));
@@ -308,15 +325,17 @@ mod tests {
         let file = File::options().write(true).open(&path).unwrap();
         file.write_all_at(b"the user's bytes", 1024).unwrap();
         ensure(&wanted).unwrap();
-        let fault = ensure(&disk(root.path(), &path, Bytes::mib(128))).unwrap_err();
-        assert!(fault.what.contains("64M"), "{fault}");
+        ensure(&disk(root.path(), &path, Bytes::mib(128))).unwrap();
+        assert_eq!(path.metadata().unwrap().len(), 128 << 20);
+        let fault = ensure(&wanted).unwrap_err();
+        assert!(fault.what.contains("128M"), "{fault}");
         let mut found = [0; 16];
         File::open(&path)
             .unwrap()
             .read_exact_at(&mut found, 1024)
             .unwrap();
         assert_eq!(&found, b"the user's bytes");
-        assert_eq!(path.metadata().unwrap().len(), 64 << 20);
+        assert_eq!(path.metadata().unwrap().len(), 128 << 20);
     }
 
     #[test]

@@ -29,10 +29,11 @@ pub struct RootDisk<'a> {
     pub size: Bytes,
 }
 
-/// Makes the root if there is none. One of another size is refused, never touched.
+/// Makes the root if there is none, and longer if it is shorter than it must be.
 pub fn ensure(root: &RootDisk<'_>) -> Result<(), Fault> {
     match disk::probe(root.path, root.size)? {
         Presence::Present => Ok(()),
+        Presence::Different if disk::grow(root.path, root.size)? => Ok(()),
         Presence::Different => Err(different(root)),
         Presence::Absent => {
             create(root)?;

@@ -1,6 +1,6 @@
 //! Whether a wish fits the situation of a VM: a pure table.
 //!
-//! | situation | start | stop | kill | restart | delete | delete, force | reset | dial |
+//! | situation | start | stop | kill | restart | delete | delete, force | reset, set | dial |
 //! |---|---|---|---|---|---|---|---|---|
 //! | creating | deny | deny | deny | deny | deny | queue | deny | deny |
 //! | stopped | accept | ignore | ignore | accept | accept | accept | accept | deny |
@@ -8,10 +8,10 @@
 //! | running | ignore | accept | accept | accept | deny | accept | deny | ignore |
 //! | powering off | deny | join | hasten | deny | queue | queue | deny | deny |
 //! | stopping | deny | join | join | deny | queue | queue | deny | deny |
-//! | resetting | deny | deny | deny | deny | queue | queue | join | deny |
+//! | resetting | deny | deny | deny | deny | queue | queue | join, deny | deny |
 //! | deleting | deny | deny | deny | deny | join | join | deny | deny |
 //! | stuck stopping | deny | accept | accept | deny | accept | accept | deny | deny |
-//! | stuck resetting | deny | ignore | ignore | deny | accept | accept | accept | deny |
+//! | stuck resetting | deny | ignore | ignore | deny | accept | accept | accept, deny | deny |
 //! | stuck deleting, unreadable | deny | deny | deny | deny | accept | accept | deny | deny |
 //!
 //! *Queue*: turn what is under way, if it goes up, and do this when it has come to
@@ -34,6 +34,8 @@ pub enum Wish {
     ForceDelete,
     /// Have a fresh root.
     Reset,
+    /// Have other sizes.
+    Set,
     /// Have its agent reached.
     Dial,
 }
@@ -124,17 +126,24 @@ fn creating(wish: Wish) -> Verdict {
     match wish {
         Wish::ForceDelete => Verdict::Queue,
         Wish::Delete => deny("is being created", "Add `--force` to give it up."),
-        Wish::Start | Wish::Stop | Wish::Kill | Wish::Restart | Wish::Reset | Wish::Dial => {
-            deny("is being created", WATCH)
-        }
+        Wish::Start
+        | Wish::Stop
+        | Wish::Kill
+        | Wish::Restart
+        | Wish::Reset
+        | Wish::Set
+        | Wish::Dial => deny("is being created", WATCH),
     }
 }
 
 fn stopped(wish: Wish) -> Verdict {
     match wish {
-        Wish::Start | Wish::Restart | Wish::Delete | Wish::ForceDelete | Wish::Reset => {
-            Verdict::Accept
-        }
+        Wish::Start
+        | Wish::Restart
+        | Wish::Delete
+        | Wish::ForceDelete
+        | Wish::Reset
+        | Wish::Set => Verdict::Accept,
         Wish::Stop | Wish::Kill => Verdict::Ignore,
         Wish::Dial => deny("is stopped", START_FIRST),
     }
@@ -145,7 +154,7 @@ fn starting(wish: Wish) -> Verdict {
         Wish::Start => Verdict::Join,
         Wish::Stop | Wish::Kill | Wish::ForceDelete => Verdict::Queue,
         Wish::Delete => deny("is starting", FORCE),
-        Wish::Reset => deny("is starting", STOP_FIRST),
+        Wish::Reset | Wish::Set => deny("is starting", STOP_FIRST),
         Wish::Restart | Wish::Dial => deny("is starting", WATCH),
     }
 }
@@ -155,7 +164,7 @@ fn running(wish: Wish) -> Verdict {
         Wish::Start | Wish::Dial => Verdict::Ignore,
         Wish::Stop | Wish::Kill | Wish::Restart | Wish::ForceDelete => Verdict::Accept,
         Wish::Delete => deny("is running", FORCE),
-        Wish::Reset => deny("is running", STOP_FIRST),
+        Wish::Reset | Wish::Set => deny("is running", STOP_FIRST),
     }
 }
 
@@ -164,7 +173,9 @@ fn powering_off(wish: Wish) -> Verdict {
         Wish::Stop => Verdict::Join,
         Wish::Kill => Verdict::Hasten,
         Wish::Delete | Wish::ForceDelete => Verdict::Queue,
-        Wish::Start | Wish::Restart | Wish::Reset | Wish::Dial => deny("is stopping", WATCH),
+        Wish::Start | Wish::Restart | Wish::Reset | Wish::Set | Wish::Dial => {
+            deny("is stopping", WATCH)
+        }
     }
 }
 
@@ -172,7 +183,9 @@ fn stopping(wish: Wish) -> Verdict {
     match wish {
         Wish::Stop | Wish::Kill => Verdict::Join,
         Wish::Delete | Wish::ForceDelete => Verdict::Queue,
-        Wish::Start | Wish::Restart | Wish::Reset | Wish::Dial => deny("is stopping", WATCH),
+        Wish::Start | Wish::Restart | Wish::Reset | Wish::Set | Wish::Dial => {
+            deny("is stopping", WATCH)
+        }
     }
 }
 
@@ -180,7 +193,7 @@ fn resetting(wish: Wish) -> Verdict {
     match wish {
         Wish::Reset => Verdict::Join,
         Wish::Delete | Wish::ForceDelete => Verdict::Queue,
-        Wish::Start | Wish::Stop | Wish::Kill | Wish::Restart | Wish::Dial => {
+        Wish::Start | Wish::Stop | Wish::Kill | Wish::Restart | Wish::Set | Wish::Dial => {
             deny("is being reset", WATCH)
         }
     }
@@ -189,16 +202,22 @@ fn resetting(wish: Wish) -> Verdict {
 fn deleting(wish: Wish) -> Verdict {
     match wish {
         Wish::Delete | Wish::ForceDelete => Verdict::Join,
-        Wish::Start | Wish::Stop | Wish::Kill | Wish::Restart | Wish::Reset | Wish::Dial => {
-            deny("is being deleted", WATCH)
-        }
+        Wish::Start
+        | Wish::Stop
+        | Wish::Kill
+        | Wish::Restart
+        | Wish::Reset
+        | Wish::Set
+        | Wish::Dial => deny("is being deleted", WATCH),
     }
 }
 
 fn stuck_stopping(wish: Wish) -> Verdict {
     match wish {
         Wish::Stop | Wish::Kill | Wish::Delete | Wish::ForceDelete => Verdict::Accept,
-        Wish::Start | Wish::Restart | Wish::Reset | Wish::Dial => deny("is stuck", RETRY_STOP),
+        Wish::Start | Wish::Restart | Wish::Reset | Wish::Set | Wish::Dial => {
+            deny("is stuck", RETRY_STOP)
+        }
     }
 }
 
@@ -206,16 +225,22 @@ fn stuck_resetting(wish: Wish) -> Verdict {
     match wish {
         Wish::Reset | Wish::Delete | Wish::ForceDelete => Verdict::Accept,
         Wish::Stop | Wish::Kill => Verdict::Ignore,
-        Wish::Start | Wish::Restart | Wish::Dial => deny("is stuck without a root", RETRY_RESET),
+        Wish::Start | Wish::Restart | Wish::Set | Wish::Dial => {
+            deny("is stuck without a root", RETRY_RESET)
+        }
     }
 }
 
 fn stuck_deleting(wish: Wish) -> Verdict {
     match wish {
         Wish::Delete | Wish::ForceDelete => Verdict::Accept,
-        Wish::Start | Wish::Stop | Wish::Kill | Wish::Restart | Wish::Reset | Wish::Dial => {
-            deny("is stuck", RETRY_DELETE)
-        }
+        Wish::Start
+        | Wish::Stop
+        | Wish::Kill
+        | Wish::Restart
+        | Wish::Reset
+        | Wish::Set
+        | Wish::Dial => deny("is stuck", RETRY_DELETE),
     }
 }
 
@@ -225,7 +250,7 @@ mod tests {
 
     use super::*;
 
-    const WISHES: [Wish; 8] = [
+    const WISHES: [Wish; 9] = [
         Wish::Start,
         Wish::Stop,
         Wish::Kill,
@@ -233,6 +258,7 @@ mod tests {
         Wish::Delete,
         Wish::ForceDelete,
         Wish::Reset,
+        Wish::Set,
         Wish::Dial,
     ];
     const SITUATIONS: [Situation; 11] = [

@@ -123,6 +123,13 @@ impl Operation {
         Operation::new(Goal::Start, run_plan.to_vec(), run_plan.to_vec())
     }
 
+    /// The same after its disks, which have been given other sizes. They stay when the
+    /// start fails.
+    pub fn start_grown(disk_plan: &[Step], run_plan: &[Step]) -> Operation {
+        let up = [disk_plan, run_plan].concat();
+        Operation::new(Goal::Start, up, run_plan.to_vec())
+    }
+
     /// Removes the objects of a run plan.
     pub fn stop(run_plan: &[Step]) -> Operation {
         Operation::new(Goal::Stop, Vec::new(), run_plan.to_vec())

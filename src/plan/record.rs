@@ -32,6 +32,8 @@ pub struct VmRecord {
     pub git: Option<GitIdentity>,
     /// What happens to it when its client's connection ends.
     pub removal: Removal,
+    /// Whether its disks have been given sizes that the next start must give their files.
+    pub grows: bool,
     /// Its disks, in the order they are made.
     pub disk_plan: Vec<Step>,
     /// The objects of its current run, in order; empty when it has none.

@@ -58,6 +58,13 @@ pub enum Request {
         /// Which.
         target: String,
     },
+    /// Give it other sizes; it must be stopped. Answer: `Vm`.
+    Set {
+        /// Which.
+        target: String,
+        /// What is to change.
+        changes: Changes,
+    },
     /// Answer: `Vms`, oldest first.
     List,
     /// Answer: `Vm`.
@@ -133,6 +140,7 @@ impl Request {
             Request::Kill { .. } => "kill",
             Request::Delete { .. } => "delete",
             Request::Reset { .. } => "reset",
+            Request::Set { .. } => "set",
             Request::List => "list",
             Request::Show { .. } => "show",
             Request::Wait { .. } => "wait",
@@ -150,6 +158,19 @@ impl Request {
             Request::Shutdown => "shutdown",
         }
     }
+}
+
+/// Sizes that a VM is to have from its next start on; `None` leaves one as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Virtual processors.
+    pub vcpu: Option<u8>,
+    /// Guest memory.
+    pub memory: Option<Bytes>,
+    /// Size of /root; never less than it is.
+    pub work_disk: Option<Bytes>,
+    /// What the root can take; never less than it is.
+    pub root_disk: Option<Bytes>,
 }
 
 /// Whether a running VM may be deleted.

@@ -87,6 +87,13 @@ pub enum Request {
         /// Which.
         vm: String,
     },
+    /// Other sizes for a VM at rest.
+    VmSet {
+        /// Which.
+        vm: String,
+        /// What is to change.
+        changes: Changes,
+    },
     /// Every VM.
     VmList {},
     /// One VM.
@@ -181,6 +188,7 @@ impl Request {
             Request::VmKill { .. } => "vm_kill",
             Request::VmDelete { .. } => "vm_delete",
             Request::VmReset { .. } => "vm_reset",
+            Request::VmSet { .. } => "vm_set",
             Request::VmList {} => "vm_list",
             Request::VmShow { .. } => "vm_show",
             Request::VmWait { .. } => "vm_wait",
@@ -200,6 +208,20 @@ impl Request {
             Request::StoreCopy {} => "store_copy",
         }
     }
+}
+
+/// Sizes that a VM is to have from its next start on; what is left out stays.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Changes {
+    /// Virtual processors.
+    pub vcpu: Option<u8>,
+    /// Guest memory, bytes.
+    pub memory: Option<u64>,
+    /// Size of the work disk, bytes; never less than it is.
+    pub work_disk: Option<u64>,
+    /// Size of the root, bytes; never less than it is.
+    pub root_disk: Option<u64>,
 }
 
 /// Which log of a VM.

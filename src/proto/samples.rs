@@ -23,7 +23,7 @@ use super::reply::{
     Fact, HostFacts, ImageView, KernelView, Line, Progress, Reply, RootStore, Status, VmView,
     WireFailure,
 };
-use super::request::{Call, GitIdentity, LogKind, NewVm, PROTOCOL_VERSION, Request};
+use super::request::{Call, Changes, GitIdentity, LogKind, NewVm, PROTOCOL_VERSION, Request};
 use crate::model::net::{NetRequest, PortForward};
 use crate::model::units::Bytes;
 use crate::model::vm::RootModeRequest;
@@ -111,6 +111,14 @@ fn requests() -> Vec<Request> {
             force: true,
         },
         Request::VmReset { vm: vm() },
+        Request::VmSet {
+            vm: vm(),
+            changes: Changes {
+                vcpu: Some(4),
+                work_disk: Some(16 << 30),
+                ..Changes::default()
+            },
+        },
         Request::VmList {},
         Request::VmShow { vm: vm() },
         Request::VmWait { vm: vm() },

@@ -8,7 +8,7 @@ use crate::model::net::NetRequest;
 use crate::model::units::Bytes;
 use crate::model::vm::{InitMode, RootModeRequest, VmmRequest};
 use crate::plan::record::Removal;
-use crate::plan::request::{AfterCreate, ClientId, CreateRequest, Force, OpId, Request};
+use crate::plan::request::{AfterCreate, Changes, ClientId, CreateRequest, Force, OpId, Request};
 
 /// One client.
 #[derive(Debug, Clone)]
@@ -137,6 +137,15 @@ pub(super) fn restart(name: &str) -> Request {
 pub(super) fn reset(name: &str) -> Request {
     let target = name.to_owned();
     Request::Reset { target }
+}
+
+pub(super) fn grow(name: &str) -> Request {
+    let changes = Changes {
+        work_disk: Some(Bytes::gib(3)),
+        ..Changes::default()
+    };
+    let target = name.to_owned();
+    Request::Set { target, changes }
 }
 
 pub(super) fn delete(name: &str, force: Force) -> Request {

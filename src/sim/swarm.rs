@@ -14,7 +14,7 @@ use crate::plan::record::Removal;
 use crate::plan::request::{Force, Refresh, Request};
 use crate::plan::step::StepKind;
 
-use super::client::{create, delete, kill, of_image, reset, restart, start, stop, with_root};
+use super::client::{create, delete, grow, kill, of_image, reset, restart, start, stop, with_root};
 use super::explore::number;
 use super::moves::{Death, Faults, Move};
 use super::run::{Run, ShellBug};
@@ -77,7 +77,7 @@ fn some_request(dice: &mut Dice) -> Request {
     let removal = *dice.pick(&[Removal::Keep, Removal::Keep, Removal::WithClient]);
     let image = *dice.pick(&["small", "small", "twin", "large"]);
     let refresh = *dice.pick(&[Refresh::Again, Refresh::Keep]);
-    match dice.below(35) / 2 {
+    match dice.below(37) / 2 {
         0..=4 => {
             let wanted = create(name, net, removal);
             of_image(image, with_root(wanted, *dice.pick(RootModeRequest::ALL)))
@@ -87,16 +87,17 @@ fn some_request(dice: &mut Dice) -> Request {
         8 => kill(name),
         9 => restart(name),
         10 => reset(name),
-        11 => delete(name, Force::Refuse),
-        12 | 13 => delete(name, Force::Kill),
-        14 => Request::ImagePull {
+        11 => grow(name),
+        12 => delete(name, Force::Refuse),
+        13 | 14 => delete(name, Force::Kill),
+        15 => Request::ImagePull {
             name: image.to_owned(),
             refresh,
         },
-        15 => Request::ImageDelete {
+        16 => Request::ImageDelete {
             name: image.to_owned(),
         },
-        16 => Request::KernelDelete {
+        17 => Request::KernelDelete {
             name: "cloud".to_owned(),
         },
         _ => Request::Shutdown,

@@ -190,7 +190,9 @@ impl World {
             // Any file is grown to be a store: what is in it is the kernel's business.
             Some(Shape::Foreign) if is_store => {}
             Some(Shape::Foreign) if !is_disk => return Err(fault(step, FaultKind::Denied)),
-            // A disk that is there is the user's, whatever it is.
+            Some(Shape::Sized(old))
+                if is_disk && Shape::Sized(old.max(size_of(step))) == shape(step) => {}
+            // A disk that is there is the user's, whatever else it is.
             Some(_) if is_disk => return Err(fault(step, FaultKind::Other)),
             None if (is_disk || is_store) && self.is_full => {
                 return Err(fault(step, FaultKind::Full));
@@ -460,6 +462,14 @@ impl World {
         self.guests.clear();
         self.leaving.clear();
         self.has_bridge = false;
+    }
+}
+
+/// How long its disk must be; nothing for what is no disk.
+fn size_of(step: &Step) -> Bytes {
+    match shape(step) {
+        Shape::Sized(size) => size,
+        _ => Bytes(0),
     }
 }
 

@@ -61,6 +61,7 @@ pub(super) fn vm_of(root: RootMode) -> VmRecord {
             email: "author@example.org".to_owned(),
         }),
         removal: Removal::WithClient,
+        grows: false,
         disk_plan: make::disk_plan(id, &spec(root)),
         run_plan: make::run_plan(id, &spec(root), lease, VmmKind::QemuTcg),
         vmm: Some(VmmChoice {

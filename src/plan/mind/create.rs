@@ -220,6 +220,7 @@ impl Mind {
             net_reason: note.clone(),
             git: request.git.clone(),
             removal: request.removal,
+            grows: false,
             run_plan: Vec::new(),
             vmm: None,
             boot: None,

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Reading order: this file, [`wishes`] (what is asked of a VM), [`work`] (operations
-//! under way), [`create`], [`ports`], [`pulls`], [`recover`], [`resolve`], [`queries`].
+//! under way), [`create`], [`sizes`], [`ports`], [`pulls`], [`recover`], [`resolve`], [`queries`].
 
 mod create;
 mod ports;
@@ -17,6 +17,7 @@ mod queries;
 mod recover;
 mod resolve;
 mod say;
+mod sizes;
 mod wishes;
 mod work;
 

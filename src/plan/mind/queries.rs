@@ -48,6 +48,7 @@ impl Mind {
                 self.ask(waiter, &target, wish);
             }
             Request::Reset { target } => self.ask(waiter, &target, Wish::Reset),
+            Request::Set { target, changes } => self.set(waiter, &target, changes),
             Request::Wait { target } => match self.resolve(&target) {
                 Ok(vm) => self.wait_for_rest(vm, waiter),
                 Err(failure) => self.fail(waiter, failure),

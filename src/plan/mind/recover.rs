@@ -94,6 +94,7 @@ impl Mind {
             net_reason: None,
             git: None,
             removal: Removal::Keep,
+            grows: false,
             disk_plan,
             run_plan,
             vmm: None,

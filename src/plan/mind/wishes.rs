@@ -62,7 +62,7 @@ impl Mind {
             Wish::Restart => self.begin_start(id, waiters, OnLeave::GoOn),
             Wish::Delete | Wish::ForceDelete => self.begin_delete(id, waiters),
             Wish::Reset => self.begin_reset(id, waiters),
-            Wish::Dial => self.already_so(id, waiters.into_iter().next(), wish),
+            Wish::Set | Wish::Dial => self.already_so(id, waiters.into_iter().next(), wish),
         }
     }
 
@@ -82,7 +82,8 @@ impl Mind {
             | Wish::Restart
             | Wish::Delete
             | Wish::ForceDelete
-            | Wish::Reset => Reply::Vm(Box::new(record)),
+            | Wish::Reset
+            | Wish::Set => Reply::Vm(Box::new(record)),
         };
         self.reply(waiter, reply);
     }
@@ -141,7 +142,7 @@ impl Mind {
         }
     }
 
-    fn deny(&mut self, id: VmId, waiter: Option<Waiter>, denial: Denial) {
+    pub(super) fn deny(&mut self, id: VmId, waiter: Option<Waiter>, denial: Denial) {
         let Some(waiter) = waiter else {
             return;
         };

@@ -123,7 +123,10 @@ impl Mind {
         vm.record.boot = None;
         vm.record.reason = None;
         vm.is_durable = false;
-        let operation = Operation::start(&vm.record.run_plan);
+        let operation = match vm.record.grows {
+            true => Operation::start_grown(&vm.record.disk_plan, &vm.record.run_plan),
+            false => Operation::start(&vm.record.run_plan),
+        };
         self.operate(id, operation, waiters, then, on_leave);
     }
 
@@ -519,7 +522,10 @@ impl Vm {
         };
         let fault = operation.and_then(Operation::fault);
         match phase {
-            Phase::Running => self.record.started_at = Some(now_unix_s),
+            Phase::Running => {
+                self.record.started_at = Some(now_unix_s);
+                self.record.grows = false;
+            }
             Phase::Stopped => {
                 self.record.run_plan.clear();
                 self.record.started_at = None;

@@ -93,6 +93,7 @@ fn limits_come_back_and_rows_without_any_have_none() {
         net_bandwidth: Some(Bytes::mib(1)),
         cpu_weight: Some(200),
     };
+    limited.grows = true;
     let (spec, kind) = (&limited.spec, VmmKind::QemuTcg);
     limited.run_plan = make::run_plan(limited.id, spec, limited.lease, kind);
     let row = row_of(RowChange::PutVm(Box::new(limited.clone())));

@@ -3,6 +3,7 @@
 use super::*;
 use crate::plan::mind::say;
 use crate::plan::operation::Goal;
+use crate::plan::request::Changes;
 
 #[test]
 fn create_and_start_leads_to_a_running_vm_with_a_lease() {
@@ -356,6 +357,41 @@ fn reset_makes_only_the_upper_disk_anew() {
     let upper = StepKind::UpperDisk;
     assert_eq!(desk.steps, [(Verb::Absent, upper), (Verb::Ensure, upper)]);
     assert_eq!(desk.vms()[0].phase, Phase::Stopped);
+}
+
+#[test]
+fn new_sizes_are_durable_at_once_and_the_next_start_begins_with_the_disks() {
+    let mut desk = Desk::new(stocked());
+    desk.ask(1, create("dev", Removal::Keep));
+    let set = |work_disk| Request::Set {
+        target: target("dev"),
+        changes: Changes {
+            vcpu: Some(2),
+            work_disk: Some(work_disk),
+            ..Changes::default()
+        },
+    };
+    desk.ask(1, set(Bytes::gib(2)));
+    assert_eq!(desk.failure().kind, FailureKind::Busy);
+    let dev = || target("dev");
+    desk.ask(1, Request::Stop { target: dev() });
+    desk.steps.clear();
+    desk.ask(1, set(Bytes::gib(2)));
+    let Some(RowChange::PutVm(row)) = desk.rows.last() else {
+        panic!("no row: {:?}", desk.rows);
+    };
+    assert!(row.grows && row.spec.vcpu == 2 && row.spec.work_disk == Bytes::gib(2));
+    assert_eq!(desk.steps, []);
+    desk.ask(1, set(Bytes::gib(1)));
+    assert_eq!(desk.failure().kind, FailureKind::Usage);
+    desk.ask(1, Request::Start { target: dev() });
+    assert!(desk.steps.contains(&(Verb::Ensure, StepKind::WorkDisk)));
+    let vm = &desk.vms()[0];
+    assert!(!vm.grows && vm.phase == Phase::Running);
+    desk.ask(1, Request::Stop { target: dev() });
+    desk.steps.clear();
+    desk.ask(1, Request::Start { target: dev() });
+    assert!(!desk.steps.contains(&(Verb::Ensure, StepKind::WorkDisk)));
 }
 
 #[test]
