@@ -98,3 +98,37 @@ fn a_disk_with_a_limit_takes_at_least_the_time_that_its_requests_need() {
     let took = begun.elapsed().as_secs_f64();
     assert!(took >= 2.9, "400 requests at 100 a second took {took} s");
 }
+
+/// Kibibytes that a process has in memory.
+fn resident(pid: u64) -> u64 {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    let text = std::fs::read_to_string(&path).expect("the VMM lives");
+    let line = text.lines().find_map(|line| line.strip_prefix("Rss:"));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    number
+        .and_then(|number| number.parse().ok())
+        .expect("a number")
+}
+
+/// So many commands in the guest, one after the other, are several times the two seconds
+/// after which a guest's kernel reports what became free.
+const ROUNDS: usize = 400;
+
+#[test]
+fn memory_that_a_guest_no_longer_uses_comes_back_to_the_host() {
+    let banger = Banger::with_images(&[IMAGE]);
+    let run = ["vm", "run", "-d", "--name", "a", "--image", IMAGE];
+    banger.ok(&[&run[..], &["--memory", "512M"]].concat());
+    let fill = "head -c 200M /dev/urandom > /dev/shm/f";
+    banger.exec("a", &["sh", "-c", fill]);
+    let pid = banger.json(&["vm", "show", "a"])["pid"].as_u64();
+    let pid = pid.expect("a running VM has a process");
+    let full = resident(pid);
+    banger.exec("a", &["rm", "/dev/shm/f"]);
+    let goal = full - (120 << 10);
+    let came_back = (0..ROUNDS).any(|_| {
+        banger.exec("a", &["true"]);
+        resident(pid) < goal
+    });
+    assert!(came_back, "{full} K with it, {} K without", resident(pid));
+}

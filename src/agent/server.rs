@@ -18,7 +18,7 @@ use super::exec::{self, Defaults};
 use super::power::{self, Off};
 use super::record::{self, uptime_ms};
 use super::stream::FrameStream;
-use super::{clock, console, dial, during, unpack};
+use super::{clock, console, dial, during, init, modules, unpack};
 use crate::failure::Failure;
 use crate::proto::agent::{
     AGENT_PORT, AGENT_VERSION, AgentCall, AgentFailure, AgentFailureKind, AgentRequest, Done, Exec,
@@ -55,7 +55,9 @@ pub fn main(directory: &Path) -> Result<(), Failure> {
     record.phases.push(("agent".to_owned(), uptime_ms()));
     let news = record.clone();
     thread::spawn(move || {
-        if let Err(failure) = dial::ready(&news) {
+        let told = dial::ready(&news);
+        let late = modules::load_late(&init::kernel_release());
+        for failure in [told, late].into_iter().filter_map(Result::err) {
             console::say(&failure.to_string());
         }
     });

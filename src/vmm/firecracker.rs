@@ -132,11 +132,21 @@ pub fn requests(parts: &Parts) -> Vec<Request> {
         }));
     }
     requests.push(Request::Entropy(api::EntropyDevice {}));
+    requests.push(balloon());
     requests.push(Request::Vsock(api::Vsock {
         guest_cid: GUEST_CID,
         uds_path: text(&parts.vsock),
     }));
     requests
+}
+
+/// Of size zero: through it the guest tells which of its pages are free.
+fn balloon() -> Request {
+    Request::Balloon(api::Balloon {
+        amount_mib: 0,
+        deflate_on_oom: true,
+        free_page_reporting: true,
+    })
 }
 
 fn drive(disk: &Disk, rate_limiter: Option<api::RateLimiter>) -> Request {

@@ -256,6 +256,11 @@ fn network(words: &mut Words, net: &Net, tap: usize) {
 
 fn sockets_and_console(words: &mut Words, parts: &Parts) {
     words.pair("-device", "virtio-rng-device");
+    // Free pages come back to the host; after the disks, which the guest counts.
+    words.pair(
+        "-device",
+        "virtio-balloon-device,id=balloon,free-page-reporting=on,deflate-on-oom=on",
+    );
     words.with_path("-chardev", "socket,id=vsock,path=", &parts.vhost);
     // A kick that comes before the back end has enabled the queue is lost in it. With event
     // indices the guest, waiting for an answer to that one, would never kick again.

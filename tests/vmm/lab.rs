@@ -50,7 +50,12 @@ impl Lab {
             kernel: "00000000000000bb".parse().unwrap(),
             net: NetMode::None,
             publish: Vec::new(),
-            limits: Limits::default(),
+            limits: Limits {
+                disk_iops: Some(1000),
+                disk_bandwidth: Some(Bytes::mib(64)),
+                net_bandwidth: Some(Bytes::mib(4)),
+                cpu_weight: None,
+            },
         };
         let vm = VmId::from_bits(std::process::id() << 8 | vm);
         lay_out(&layout, vm, &machine);

@@ -29,6 +29,8 @@ pub enum Request {
     NetworkInterface(NetworkInterface),
     /// `/entropy`
     Entropy(EntropyDevice),
+    /// `/balloon`
+    Balloon(Balloon),
     /// `/vsock`
     Vsock(Vsock),
     /// `/actions`
@@ -171,6 +173,17 @@ impl RateLimiter {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct EntropyDevice {}
 
+/// What takes memory from the guest and gives it back to the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Balloon {
+    /// Its size.
+    pub amount_mib: u64,
+    /// Whether a guest under pressure may take from it.
+    pub deflate_on_oom: bool,
+    /// Whether the guest tells which pages are free.
+    pub free_page_reporting: bool,
+}
+
 /// The guest's vsock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Vsock {
@@ -238,6 +251,7 @@ impl Request {
             Request::Drive(drive) => format!("/drives/{}", drive.drive_id),
             Request::NetworkInterface(device) => format!("/network-interfaces/{}", device.iface_id),
             Request::Entropy(_) => "/entropy".to_owned(),
+            Request::Balloon(_) => "/balloon".to_owned(),
             Request::Vsock(_) => "/vsock".to_owned(),
             Request::Action(_) => "/actions".to_owned(),
         }
@@ -252,6 +266,7 @@ impl Request {
             Request::Drive(body) => json(body),
             Request::NetworkInterface(body) => json(body),
             Request::Entropy(body) => json(body),
+            Request::Balloon(body) => json(body),
             Request::Vsock(body) => json(body),
             Request::Action(body) => json(body),
         }
