@@ -397,21 +397,20 @@ impl World {
                 &[K::VmDirectory, K::BaseLoop, K::CowLoop],
                 FaultKind::Missing,
             ),
-            // The folder of its sockets and of the pipe for its log. A launcher without its
-            // group ends before it becomes the program.
+            // The folder of its sockets and of the pipe for its log; a process is born in its
+            // group. What the launcher is to open is looked for before it is started.
             Step::VsockBackend { .. } => {
-                lacks(&[K::RunDirectory], FaultKind::Missing)?;
-                lacks(&[K::Cgroup], FaultKind::Exited)
+                lacks(&[K::RunDirectory, K::Cgroup], FaultKind::Missing)
             }
             Step::Vmm { machine, .. } => {
-                lacks(&[K::RunDirectory, K::VmDirectory], FaultKind::Missing)?;
-                lacks(&[K::Cgroup], FaultKind::Exited)?;
+                let needed = [K::RunDirectory, K::VmDirectory, K::Cgroup];
+                lacks(&needed, FaultKind::Missing)?;
                 match machine.kind {
                     VmmKind::Firecracker => Ok(()),
-                    VmmKind::QemuKvm | VmmKind::QemuTcg => lacks(
-                        &[root(machine), K::WorkDisk, K::VsockBackend],
-                        FaultKind::Exited,
-                    ),
+                    VmmKind::QemuKvm | VmmKind::QemuTcg => {
+                        lacks(&[root(machine), K::WorkDisk], FaultKind::Missing)?;
+                        lacks(&[K::VsockBackend], FaultKind::Exited)
+                    }
                 }
             }
             Step::Configured { machine, .. } if machine.kind == VmmKind::Firecracker => {
