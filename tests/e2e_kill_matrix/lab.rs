@@ -23,6 +23,7 @@ pub struct Lab {
     pub banger: Banger,
     pub point: FailPoint,
     pub disk: SmallDisk,
+    operation: Operation,
     /// The host with nothing of a VM, or without what is pulled.
     pub baseline: Option<Census>,
     /// The host with a VM that was started once and is stopped.
@@ -44,6 +45,7 @@ impl Lab {
             banger,
             point,
             disk,
+            operation,
             baseline: None,
             stopped: None,
         };
@@ -164,6 +166,11 @@ impl Lab {
         Census::take(&self.banger)
             .with(leases)
             .keep(|line| is_ours(line, &id, &state))
+            .keep(|line| {
+                // Pulls make no network, and use that of the machine, where others do.
+                let network = line.starts_with("link ") || line.starts_with("nft ");
+                self.operation.has_vm() || !network
+            })
             .rename(&id, "ID")
     }
 

@@ -26,6 +26,8 @@ pub(super) struct Pulls {
     pulls: BTreeMap<PullKey, Pull>,
     sweep: Sweep,
     sweep_waiters: Vec<Waiter>,
+    /// Something lost its name while a sweep ran that still knew it.
+    sweep_again: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -127,8 +129,9 @@ impl Mind {
 
     /// Asks for the removal of contents that nothing names.
     pub(super) fn want_sweep(&mut self) {
-        if self.pulls.sweep == Sweep::NotNeeded {
-            self.pulls.sweep = Sweep::Wanted;
+        match self.pulls.sweep {
+            Sweep::NotNeeded | Sweep::Wanted => self.pulls.sweep = Sweep::Wanted,
+            Sweep::UnderWay(_) => self.pulls.sweep_again = true,
         }
         self.advance_jobs();
     }
@@ -213,7 +216,10 @@ impl Mind {
 
     pub(super) fn job_done(&mut self, job: JobId, result: Result<JobResult, Failure>) {
         if self.pulls.sweep == Sweep::UnderWay(job) {
-            self.pulls.sweep = Sweep::NotNeeded;
+            self.pulls.sweep = match std::mem::take(&mut self.pulls.sweep_again) {
+                true => Sweep::Wanted,
+                false => Sweep::NotNeeded,
+            };
             if let Err(failure) = &result {
                 self.log(None, None, format!("left-over contents stay: {failure}"));
             }

@@ -493,3 +493,16 @@ fn kill_ends_the_waiting_for_a_guest_that_powers_off() {
     assert_eq!(desk.replies.len(), 2);
     assert_eq!(desk.vms()[0].phase, Phase::Stopped);
 }
+
+/// Symptom: a kernel that was deleted right after the daemon's start stayed on the disk.
+#[test]
+fn deletion_during_a_sweep_is_swept_after_it() {
+    let mut desk = Desk::new(stocked());
+    let name = "debian-minimal".to_owned();
+    desk.ask(1, Request::ImageDelete { name });
+    desk.end_sweep();
+    let Some(Action::StartJob { work, .. }) = desk.jobs.last() else {
+        panic!("no second sweep: {:?}", desk.jobs);
+    };
+    assert!(matches!(work, JobWork::Sweep { images, .. } if images.is_empty()));
+}
