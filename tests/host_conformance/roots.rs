@@ -18,6 +18,22 @@ use banger::plan::step::{FaultKind, Presence, Step};
 use banger::plan::store_level::StoreState;
 
 use super::make_and_remove_twice;
+use super::support::Banger;
+use super::support::inside::Inside;
+
+/// The tests that a guest with device-mapper runs too.
+const IN_A_GUEST: [&str; 10] = [
+    "roots::loop_devices_are_made_and_removed_twice",
+    "roots::a_device_in_use_is_busy_lets_go_with_its_user_and_is_not_taken_for_a_good_one",
+    "roots::every_object_of_a_snapshot_is_made_and_removed_twice",
+    "roots::a_snapshot_shows_the_image_keeps_changes_and_leaves_the_image_alone",
+    "roots::a_snapshot_in_use_is_busy_and_goes_with_its_user",
+    "roots::a_half_made_snapshot_is_seen_and_made_whole",
+    "roots::a_whole_root_can_change_without_overflow_and_its_level_is_told",
+    "roots::a_store_that_is_full_refuses_changes_keeps_what_it_has_and_grows",
+    "roots::a_store_that_could_not_be_written_is_refused_with_the_way_out",
+    "roots::our_devices_are_listed_by_vm",
+];
 
 const BASE: Bytes = Bytes::mib(16);
 const ROOT: Bytes = Bytes::mib(64);
@@ -455,6 +471,17 @@ fn our_devices_are_listed_by_vm() {
         let names: Vec<_> = ours.iter().filter(|(of, _)| *of == vm).collect();
         assert_eq!(names.len(), 2, "{ours:?}");
     });
+}
+
+#[test]
+fn device_mapper_steps_hold_on_the_kernel_of_a_guest() {
+    let banger = Banger::with_images(&["debian-bookworm"]);
+    banger.ok(&["vm", "run", "-d", "--name", "a"]);
+    banger.exec("a", &["modprobe", "-a", "dm-snapshot", "dm-zero", "loop"]);
+    let inside = Inside::bring(&banger, "a");
+    for test in IN_A_GUEST {
+        inside.run(test);
+    }
 }
 
 /// Makes an object and tells how long that took: for docs/disks.md, and judged by nobody.
