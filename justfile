@@ -27,6 +27,10 @@ e2e *filter:
 kill-matrix *arguments:
     scripts/kill-matrix.sh {{arguments}}
 
+# Keep 100 VMs busy, up to 24 at once: MINUTES WORKERS RECORDS SEED
+soak *arguments:
+    scripts/soak.sh {{arguments}}
+
 # Try the built program as a user would
 smoke:
     scripts/smoke.sh

@@ -252,7 +252,18 @@ fn open(file: &Inherited) -> io::Result<OwnedFd> {
             options.write(true).create(true).mode(0o600);
             options.open(path).map(OwnedFd::from)
         }
-        Inherited::Tap(name) => tun::open(name, FrameHeader::Virtio),
+        Inherited::Tap(name) => open_tap(name),
+    }
+}
+
+/// Opening a tap that is not there would make one, of no bridge and under no rule.
+fn open_tap(name: &str) -> io::Result<OwnedFd> {
+    match Path::new("/sys/class/net").join(name).exists() {
+        true => tun::open(name, FrameHeader::Virtio),
+        false => Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "there is no such tap",
+        )),
     }
 }
 
@@ -337,5 +348,12 @@ mod tests {
         assert!(read(&["--parent", "7"]).is_err());
         assert!(read(&["--gid"]).is_err());
         assert!(read(&["--"]).is_err());
+    }
+
+    #[test]
+    fn a_tap_that_is_not_there_is_not_made() {
+        let error = open(&Inherited::Tap("bgr-nowhere".to_owned())).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert!(!Path::new("/sys/class/net/bgr-nowhere").exists());
     }
 }
