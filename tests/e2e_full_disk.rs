@@ -96,7 +96,7 @@ fn disk_that_is_full_at_any_step_of_a_run_rolls_all_of_it_back() {
     let run = ["vm", "run", "-d", "--name", "a", "--image", IMAGE];
     // So many files more and not one: each step that makes one fails in its turn, after
     // the look at the free space has found enough.
-    for (more, lacking) in ["vms/", "upper.ext4", "work.ext4", "vmm.log"]
+    for (more, lacking) in ["vms/", "upper.ext4", "work.ext4", "console.log"]
         .iter()
         .enumerate()
     {

@@ -16,7 +16,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -48,6 +48,13 @@ pub fn files(console: &Path, log: &Path) -> Vec<Inherited> {
         Inherited::Log(console.to_owned()),
         Inherited::Log(log.to_owned()),
     ]
+}
+
+/// Makes a log where there is none, for its owner alone to read.
+pub fn make(path: &Path) -> io::Result<()> {
+    let mut options = fs::OpenOptions::new();
+    options.create(true).append(true).mode(0o600);
+    options.open(path).map(drop)
 }
 
 /// The words of its command line that only this log's process has.

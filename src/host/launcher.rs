@@ -21,6 +21,8 @@ use std::process::{Command, ExitCode};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::net::netdevice::name_to_index;
+use rustix::net::{AddressFamily, SocketType, socket};
 use rustix::process::{Gid, Signal, Uid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
@@ -256,14 +258,18 @@ fn open(file: &Inherited) -> io::Result<OwnedFd> {
     }
 }
 
-/// Opening a tap that is not there would make one, of no bridge and under no rule.
+/// Opening a tap that is not there would make one, of no bridge and under no rule. Asked
+/// of a socket, because what /sys shows may be another network namespace's.
 fn open_tap(name: &str) -> io::Result<OwnedFd> {
-    match Path::new("/sys/class/net").join(name).exists() {
-        true => tun::open(name, FrameHeader::Virtio),
-        false => Err(io::Error::new(
+    // Closed before the tap is opened: the tap's number is a promise.
+    let index = name_to_index(socket(AddressFamily::UNIX, SocketType::DGRAM, None)?, name);
+    match index {
+        Ok(_) => tun::open(name, FrameHeader::Virtio),
+        Err(Errno::NODEV) => Err(io::Error::new(
             io::ErrorKind::NotFound,
             "there is no such tap",
         )),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -354,6 +360,5 @@ mod tests {
     fn a_tap_that_is_not_there_is_not_made() {
         let error = open(&Inherited::Tap("bgr-nowhere".to_owned())).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
-        assert!(!Path::new("/sys/class/net/bgr-nowhere").exists());
     }
 }

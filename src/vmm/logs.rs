@@ -33,6 +33,11 @@ impl Vmms {
         parts: &Parts,
         told: OwnedFd,
     ) -> Result<(Launched, OwnedFd), Fault> {
+        // Here, because a keeper that cannot make them would be missed by nobody.
+        for path in [&parts.console, &parts.log] {
+            console::make(path)
+                .map_err(|error| fault(format!("make the log {}", path.display()), error))?;
+        }
         let attempt = "make a pipe for the console";
         let (output, input) =
             pipe_with(PipeFlags::CLOEXEC).map_err(|error| fault(attempt, error))?;

@@ -179,6 +179,10 @@ impl Cast {
         }
     }
 
+    fn limit(&self, mib: u64) -> Step {
+        crate::net_limit(self.vm, Bytes::mib(mib))
+    }
+
     fn group(&self) -> Step {
         Step::Cgroup {
             vm: self.vm,
@@ -386,6 +390,7 @@ fn network(vm: VmId) -> Vec<Script> {
     let tap = cast.tap();
     let (closed, nat) = (cast.rules(0, Outside::Closed), cast.rules(0, Outside::Nat));
     let elsewhere = cast.rules(7, Outside::Nat);
+    let (slow, fast) = (cast.limit(1), cast.limit(8));
     let hold = happens(Turn::Hold(tap.clone()));
     vec![
         Script::of(
@@ -426,6 +431,19 @@ fn network(vm: VmId) -> Vec<Script> {
                     ensure(tap.clone()),
                     ensure(nat.clone()),
                 ],
+            ]
+            .concat(),
+        ),
+        Script::of(
+            "a tap's limit, without the tap, changed, flushed",
+            [
+                twice(&slow),
+                all(vec![slow.clone(), fast.clone(), tap.clone()], ensure),
+                vec![absent(tap.clone()), ensure(slow.clone())],
+                vec![happens(Turn::FlushFirewall), ensure(fast.clone())],
+                vec![happens(Turn::FlushFirewall), absent(fast.clone())],
+                vec![ensure(fast.clone()), happens(Turn::Reboot)],
+                vec![ensure(slow.clone()), absent(fast)],
             ]
             .concat(),
         ),
