@@ -47,17 +47,25 @@ impl Bare {
             let word = word.replace(&run.display().to_string(), &here);
             word.replace(&disks.display().to_string(), &here)
         };
+        let id = run.file_name().expect("a VM's folder has its id");
+        let id = format!("{}/", id.to_string_lossy());
         let lines: Vec<Vec<String>> = banger.processes().into_iter().map(command_line).collect();
         let of = |program: &str| -> Vec<String> {
             let line = lines.iter().find(|line| line[0].contains(program));
             let line = line.unwrap_or_else(|| panic!("no {program} among {lines:?}"));
-            line.iter().map(|word| moved(word)).collect()
+            // The daemon's processes work in the folder above the VM's.
+            let here = format!("{}/", folder.path().display());
+            line.iter()
+                .map(|word| moved(word).replace(&id, &here))
+                .collect()
         };
         let view = banger.json(&["vm", "show", "bare"]);
         let bare = Bare {
             in_init: phase(&view, "modules").saturating_sub(phase(&view, "kernel")),
             back_end: of("vhost-device-vsock"),
-            vmm: unattended(of("qemu-system")),
+            vmm: unattended(of("qemu-system"), &|name| {
+                given(banger, folder.path(), name)
+            }),
             folder,
         };
         banger.ok(&["vm", "stop", "bare"]);
@@ -116,15 +124,49 @@ fn command_line(pid: u32) -> Vec<String> {
         .collect()
 }
 
-/// Without what only a daemon could serve: the control socket that it passes, the tap
-/// that it makes, and the order to wait for it.
-fn unattended(words: Vec<String>) -> Vec<String> {
+/// What the daemon opens for a VMM, by the name of the disk or the option.
+fn given(banger: &Banger, folder: &Path, name: &str) -> String {
+    let newest = |below: PathBuf, file: Option<&str>| {
+        let entries = fs::read_dir(below).expect("it has been used").flatten();
+        let files = entries.map(|entry| match file {
+            Some(file) => entry.path().join(file),
+            None => entry.path(),
+        });
+        let mut files: Vec<PathBuf> = files.filter(|file| file.exists()).collect();
+        files.sort_by_key(|file| fs::metadata(file).and_then(|found| found.modified()).ok());
+        files.pop().expect("the store and the cache have it")
+    };
+    let path = match name {
+        "base" => newest(banger.state().join("images"), Some("rootfs.ext4")),
+        "modules" => newest(banger.state().join("kernels"), Some("modules.ext4")),
+        "-kernel" => newest(banger.state().join("kernels"), Some("vmlinux")),
+        "-initrd" => newest(crate::support::seed::shared_cache().join("initrd"), None),
+        disk => folder.join(format!("{disk}.ext4")),
+    };
+    path.display().to_string()
+}
+
+/// Without what only a daemon could serve: the control socket that it passes, the files
+/// that it opens, the tap that it makes, and the order to wait for it.
+fn unattended(words: Vec<String>, given: &dyn Fn(&str) -> String) -> Vec<String> {
     let mut kept = Vec::new();
     let mut words = words.into_iter();
     while let Some(word) = words.next() {
         match word.as_str() {
             "-S" => {}
-            "-mon" => drop(words.next()),
+            "-mon" | "-add-fd" => drop(words.next()),
+            "-kernel" | "-initrd" => {
+                words.next();
+                let path = given(&word);
+                kept.extend([word, path]);
+            }
+            "-drive" => {
+                let value = words.next().expect("an option has a value");
+                let disk = value.split(',').find_map(|part| part.strip_prefix("id="));
+                let path = given(disk.expect("a disk has a name"));
+                let (options, _) = value.split_once("file=/dev/fdset").expect("given open");
+                kept.extend([word, format!("{options}file={path}")]);
+            }
             "-chardev" | "-netdev" => {
                 let value = words.next().expect("an option has a value");
                 match value.as_str() {
