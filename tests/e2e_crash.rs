@@ -9,7 +9,7 @@ use support::census::Census;
 use support::events::{ask_until, kill_and_wait, wait_for_folder};
 use support::running::Running;
 use support::terminal::Terminal;
-use support::{Banger, DEADLINE};
+use support::{Banger, DEADLINE, in_shell};
 
 const IMAGE: &str = "debian-minimal";
 
@@ -41,15 +41,7 @@ fn daemon_killed_with_a_vm_running_is_replaced_and_adopts_it() {
     let banger = Banger::with_images(&[IMAGE]);
     banger.boot("a");
     let boot_id = banger.exec("a", &["cat", "/proc/sys/kernel/random/boot_id"]);
-    let session = banger.start(&[
-        "vm",
-        "exec",
-        "a",
-        "--",
-        "sh",
-        "-c",
-        "echo on; read word; echo $word",
-    ]);
+    let session = banger.start(&in_shell("a", "echo on; read word; echo $word"));
     session.wait_for_output("on");
     session.signal(rustix::process::Signal::CONT);
 

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use support::events::{ask_until, wait_for_folder};
-use support::{Banger, DEADLINE};
+use support::{Banger, DEADLINE, in_shell};
 
 const IMAGE: &str = "debian-minimal";
 
@@ -119,10 +119,7 @@ fn guest_with_an_agent_of_its_own_harms_nobody_else() {
     let replace = "cat > /tmp/impostor && chmod +x /tmp/impostor \
         && mount --bind /tmp/impostor /run/banger/agent \
         && pkill -KILL -f banger-vsock-agent";
-    let ran = banger.run_with_input(
-        &["vm", "exec", "evil", "--", "sh", "-c", replace],
-        IMPOSTOR.into(),
-    );
+    let ran = banger.run_with_input(&in_shell("evil", replace), IMPOSTOR.into());
     // The agent that carried it was killed by it.
     assert_eq!(ran.code(), Some(125), "{ran:?}");
 

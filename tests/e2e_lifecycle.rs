@@ -4,7 +4,7 @@ mod support;
 
 use support::census::Census;
 use support::events::{ask_until, kill_and_wait};
-use support::{Banger, DEADLINE};
+use support::{Banger, DEADLINE, in_shell};
 
 const IMAGE: &str = "debian-minimal";
 
@@ -119,6 +119,6 @@ fn guest_that_powers_off_is_stopped() {
     let banger = Banger::with_images(&[IMAGE]);
     banger.boot("a");
     // The agent is process 1 here: SIGTERM is its order to power off.
-    banger.run(&["vm", "exec", "a", "--", "sh", "-c", "kill -TERM 1"]);
+    banger.run(&in_shell("a", "kill -TERM 1"));
     ask_until(|| banger.phase("a"), |phase| phase == "stopped");
 }

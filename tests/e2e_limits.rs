@@ -37,6 +37,8 @@ fn a_stopped_vm_gets_other_sizes_and_its_file_systems_grow_with_their_disks() {
     let refused = banger.run(&["vm", "set", "a", "--vcpu", "2"]);
     assert_eq!(refused.code(), Some(5), "{refused:?}");
     banger.ok(&["vm", "stop", "a"]);
+    let now = banger.json(&["vm", "set", "a"]);
+    assert_eq!(now, banger.json(&["vm", "show", "a"]));
     let larger = [
         "--disk-size",
         "3G",

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use support::census::Census;
 use support::events::{ask_until, wait_for_folder};
 use support::running::Running;
-use support::{Banger, COMMAND_DEADLINE, DEADLINE};
+use support::{Banger, COMMAND_DEADLINE, DEADLINE, in_shell};
 
 const IMAGE: &str = "debian-minimal";
 
@@ -103,15 +103,7 @@ fn exec_keeps_streams_apart_and_bytes_as_they_are() {
     let banger = Banger::with_images(&[IMAGE]);
     banger.boot("a");
 
-    let ran = banger.run(&[
-        "vm",
-        "exec",
-        "a",
-        "--",
-        "sh",
-        "-c",
-        "echo out; echo err >&2",
-    ]);
+    let ran = banger.run(&in_shell("a", "echo out; echo err >&2"));
     assert_eq!(
         (ran.text().as_str(), ran.error().as_str()),
         ("out\n", "err\n")
@@ -165,15 +157,7 @@ fn exec_of_a_command_that_leaves_a_child_returns_at_once() {
     let banger = Banger::with_images(&[IMAGE]);
     banger.boot("a");
     // The child holds all three pipes for an hour; the deadline is far below that.
-    let ran = banger.run(&[
-        "vm",
-        "exec",
-        "a",
-        "--",
-        "sh",
-        "-c",
-        "sleep 3600 & echo done",
-    ]);
+    let ran = banger.run(&in_shell("a", "sleep 3600 & echo done"));
     assert_eq!(
         (ran.code(), ran.text().as_str()),
         (Some(0), "done\n"),
@@ -188,7 +172,7 @@ fn ten_commands_at_once_keep_their_own_streams() {
     let commands: Vec<Running> = (0..10)
         .map(|n| {
             let script = format!("read word; echo $word {n}; exit {n}");
-            let command = banger.command(&["vm", "exec", "a", "--", "sh", "-c", &script]);
+            let command = banger.command(&in_shell("a", &script));
             Running::spawn(command, format!("hello{n}\n").into_bytes())
         })
         .collect();
@@ -204,7 +188,7 @@ fn interrupt_reaches_the_guests_process_group() {
     let banger = Banger::with_images(&[IMAGE]);
     banger.boot("a");
     let script = "trap 'echo caught; exit 7' INT; echo ready; while :; do sleep 1; done";
-    let command = banger.start(&["vm", "exec", "a", "--", "sh", "-c", script]);
+    let command = banger.start(&in_shell("a", script));
     command.wait_for_output("ready");
     command.signal(Signal::INT);
     let ran = command.finish(Duration::from_secs(60));

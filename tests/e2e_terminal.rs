@@ -2,8 +2,8 @@
 
 mod support;
 
-use support::Banger;
 use support::terminal::Terminal;
+use support::{Banger, in_shell};
 
 const IMAGE: &str = "debian-minimal";
 
@@ -75,7 +75,7 @@ fn exec_allocates_a_terminal_when_both_ends_are_one() {
     terminal.type_in("");
     assert_eq!(terminal.finish(), Some(0));
     // Not with pipes, unless it is forced.
-    let ran = banger.run(&["vm", "exec", "a", "--", "sh", "-c", "test -t 1"]);
+    let ran = banger.run(&in_shell("a", "test -t 1"));
     assert_eq!(ran.code(), Some(1), "{ran:?}");
     let ran = banger.run(&["vm", "exec", "-t", "a", "--", "sh", "-c", "test -t 1"]);
     assert_eq!(ran.code(), Some(0), "{ran:?}");

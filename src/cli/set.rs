@@ -51,7 +51,10 @@ impl VmSet {
         };
         let vm = context.vm(&self.name)?;
         if changes == Changes::default() {
-            render::out(&settable(&vm));
+            match self.json {
+                true => render::json(&vm),
+                false => render::out(&settable(&vm)),
+            }
             return Ok(0);
         }
         let request = Request::VmSet { vm: vm.id, changes };

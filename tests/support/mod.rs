@@ -56,6 +56,11 @@ pub fn skip(name: &str, reason: &str) {
     println!("skipped: {name}: {reason}");
 }
 
+/// The command that runs a script in a VM.
+pub fn in_shell<'a>(vm: &'a str, script: &'a str) -> [&'a str; 7] {
+    ["vm", "exec", vm, "--", "sh", "-c", script]
+}
+
 /// Whether this process is root.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
