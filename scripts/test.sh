@@ -55,6 +55,8 @@ count() {
     passed=$((passed + p - s)) failed=$((failed + f)) skipped=$((skipped + s))
     printf '%-9s %4d passed, %d failed, %d skipped, %d s\n' "$1" $((p - s)) "$f" "$s" $((SECONDS - started))
     if [ "$3" != 0 ]; then
+        # What failed and why first: a daemon's log below it can be long.
+        grep -E -A 4 "^thread '.*panicked at " "$2" || true
         awk '/^(successes:|running )/ { mute = 1 } /^(failures:|error|test result: F)/ { mute = 0 }
             !mute && NF && !/^test .* ok$/' "$2" | tail -n 150
         echo "(all of it: $2)"

@@ -90,7 +90,7 @@ socket($l, 40, 1, 0) or die "socket: $!";
 bind($l, pack("SSLLCx3", 40, 0, 1024, 0xffffffff, 0)) or die "bind: $!";
 listen($l, 8) or die "listen: $!";
 @answers = ("\x82\xff\xff\xff\xff", "\x7f" x 64, "\x82\0\0\1\0cut", "\x84\0\0\0\x08" . "\xff" x 8, "\x85\0\0\0\x1e{\"status\":9223372036854775808}");
-while (accept($c, $l)) { $a = shift @answers; push @answers, $a; syswrite $c, $a; close $c }
+while (accept($c, $l)) { sysread $c, $asked, 65536; $a = shift @answers; push @answers, $a; syswrite $c, $a; close $c }
 "##;
 
 /// In the guest: calls the host's port with garbage; must be cut off each time.
@@ -130,10 +130,18 @@ fn guest_with_an_agent_of_its_own_harms_nobody_else() {
         ran.error()
     };
     ask_until(call, |said| said.contains("frame of 4294967295 bytes"));
-    for word in ["unknown kind 0x7f", "before the end", "Credit", "Exit"] {
+    // It closes without having read all: an end within a frame can be a reset too.
+    let answers: [&[&str]; 4] = [
+        &["unknown kind 0x7f"],
+        &["before the end", "reset by peer"],
+        &["Credit"],
+        &["Exit"],
+    ];
+    for words in answers {
         let said = call();
         assert!(said.contains("was lost"), "{said}");
-        assert!(said.contains(word), "no {word}: {said}");
+        let told = words.iter().any(|word| said.contains(word));
+        assert!(told, "none of {words:?}: {said}");
     }
     assert_eq!(banger.exec("good", &["echo", "well"]), "well");
     // It cannot be asked to power off; it is stopped all the same.

@@ -9,7 +9,9 @@ base=$(git rev-parse --verify --quiet "$2^{tree}" ||
     git hash-object -t tree /dev/null)
 index=$folder/banger-export.$$
 trap 'rm -f "$index" "$index.lock"' EXIT
-if [ -f "$folder/index" ]; then cp "$folder/index" "$index"; fi
+# Its time too: git looks into files as young as their index; a younger copy would hide
+# what changed without a change of size within the same second.
+if [ -f "$folder/index" ]; then cp -p "$folder/index" "$index"; fi
 GIT_INDEX_FILE=$index
 export GIT_INDEX_FILE
 git -c core.fsmonitor=false add --all

@@ -232,6 +232,26 @@ mod tests {
     }
 
     #[test]
+    fn a_change_within_the_second_of_the_index_is_in_the_patch() {
+        let guest = repository();
+        let path = guest.path();
+        git(path, &["config", "core.trustctime", "false"]);
+        // A year's first second: file, index and change all have it.
+        let second = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_767_225_600);
+        let stamp = |file: &str| {
+            let file = File::options().append(true).open(path.join(file));
+            file.unwrap().set_modified(second).unwrap();
+        };
+        stamp("changed");
+        git(path, &["update-index", "--refresh"]);
+        stamp(".git/index");
+        std::fs::write(path.join("changed"), "two\n").unwrap();
+        stamp("changed");
+        let patch = String::from_utf8(export(path)).unwrap();
+        assert!(patch.contains("b/changed"), "{patch}");
+    }
+
+    #[test]
     fn a_repository_without_commits_gives_all_its_files() {
         let guest = tempfile::tempdir().unwrap();
         git(guest.path(), &["init", "--quiet"]);
