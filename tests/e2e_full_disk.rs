@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use support::census::Census;
-use support::{Banger, is_root, skip};
+use support::events::ask_until;
+use support::{Banger, DEADLINE, in_shell, is_root, skip};
 
 const IMAGE: &str = "debian-minimal";
 
@@ -127,6 +128,40 @@ fn disk_that_is_full_at_any_step_of_a_run_rolls_all_of_it_back() {
     assert_eq!(banger.ok(&["vm", "list", "--quiet"]), "a");
     fs::remove_file(filler).expect("the filler is ours");
     banger.ok(&["vm", "start", "a"]);
+    assert_eq!(banger.exec("a", &["echo", "back"]), "back");
+}
+
+/// Symptom: QEMU halted such a guest and nobody ever let it go on; `vm stop` took ten seconds.
+#[test]
+fn guest_on_a_disk_that_fills_up_waits_and_goes_on_when_there_is_room() {
+    if !is_root() {
+        return skip(
+            "guest_on_a_disk_that_fills_up_waits_and_goes_on_when_there_is_room",
+            "cannot mount",
+        );
+    }
+    let small = Small::new();
+    let banger = small.banger();
+    banger.boot("a");
+    let filler = small.fill();
+    let write = "head -c 8000000 /dev/urandom >/root/x && sync && echo written";
+    let writing = banger.start(&in_shell("a", write));
+
+    let show = || banger.ok(&["vm", "show", "a"]);
+    ask_until(show, |said| {
+        said.contains("the disk of this machine is full")
+    });
+    // A daemon that was not there finds it out.
+    banger.kill_daemon();
+    ask_until(show, |said| said.contains("is halted"));
+    let ran = banger.run(&["vm", "exec", "a", "--", "true"]);
+    assert_eq!(ran.code(), Some(125), "{ran:?}");
+    assert!(ran.error().contains("once there is room"), "{ran:?}");
+    fs::remove_file(filler).expect("the filler is ours");
+
+    let ran = writing.finish(DEADLINE);
+    assert_eq!(ran.text(), "written\n", "{ran:?}");
+    ask_until(show, |said| !said.contains("halted"));
     assert_eq!(banger.exec("a", &["echo", "back"]), "back");
 }
 

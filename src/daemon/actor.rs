@@ -19,6 +19,7 @@ use smol::channel::Receiver;
 use super::base::Base;
 use super::clients::Input;
 use super::dns::zone::Names;
+use super::guest::HALTED;
 use super::moment;
 use super::repair::{self, Mode};
 use super::shell::{Client, Shell};
@@ -412,7 +413,10 @@ impl Actor {
 
     fn vm_view(&self, record: &VmRecord) -> crate::proto::reply::VmView {
         let pid = self.shell.pid(record.id);
-        let view = views::vm(record, &self.shell.layout, &self.about.facts, pid);
+        let mut view = views::vm(record, &self.shell.layout, &self.about.facts, pid);
+        if self.shell.halts.has(record.id) {
+            view.warnings.push(HALTED.to_owned());
+        }
         self.warn_of_store(record.id, view.root_store.as_ref());
         view
     }

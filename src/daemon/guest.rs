@@ -15,7 +15,7 @@ use smol::future::FutureExt;
 use smol::io::{AsyncReadExt, AsyncWriteExt};
 use smol::{Async, Timer};
 
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureKind};
 use crate::host::socket::{self, Pinned};
 use crate::proto::agent::{AGENT_VERSION, AgentCall, AgentRequest};
 use crate::proto::frame::{Decoder, Frame, Kind, encoded_json};
@@ -211,6 +211,16 @@ pub fn out_of_reach(name: &str, failure: &Failure) -> Failure {
             "`banger vm restart {name}` boots it anew; `banger vm logs {name} --console` may tell why."
         ))
 }
+
+/// A VM whose guest cannot answer before its disk's writes go through.
+pub fn halted(name: &str) -> Failure {
+    Failure::new(FailureKind::Storage, format!("reach the agent of vm {name}"))
+        .because(HALTED)
+        .hint("It goes on by itself once there is room: `banger vm prune`, `banger image delete` and `df` help to make some.")
+}
+
+/// What is to be said of a VM whose guest is halted.
+pub const HALTED: &str = "its guest is halted: the disk of this machine is full";
 
 /// `CONNECT <port>\n`, then `OK <number>\n`, read byte by byte: what follows is the guest's.
 async fn handshake(stream: &Async<UnixStream>, port: u32) -> io::Result<()> {

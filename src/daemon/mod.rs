@@ -21,6 +21,7 @@ pub mod dns;
 pub mod guest;
 pub mod guest_config;
 pub mod guests;
+pub mod halts;
 pub mod hands;
 pub mod jobs;
 pub mod listen;
@@ -51,6 +52,7 @@ use self::clients::{Clients, Input};
 use self::dns::Dns;
 use self::dns::zone::Names;
 use self::guests::Guests;
+use self::halts::Halts;
 use self::ready::Ready;
 use self::shell::Shell;
 use crate::config::{self, Config};
@@ -151,6 +153,7 @@ fn prepare(started: Instant) -> Result<Daemon, Failure> {
         layout,
         host: wired.host,
         guests: Rc::new(guests),
+        halts: Halts::default(),
         jobs: wired.jobs,
         clients: HashMap::new(),
         waits: HashMap::new(),

@@ -20,6 +20,7 @@ use super::clients::Input;
 use super::connection::{Outbox, Outgoing};
 use super::guest;
 use super::guests::Guests;
+use super::halts::Halts;
 use super::hands::Hands;
 use super::jobs::Jobs;
 use super::repair::{self, Judgement, Mode};
@@ -61,6 +62,8 @@ pub struct Shell {
     pub host: Arc<Hands>,
     /// Guests that boot or run.
     pub guests: Rc<Guests>,
+    /// Guests that are halted.
+    pub halts: Halts,
     /// Pulls and sweeps.
     pub jobs: Jobs,
     /// Clients by identity.
@@ -198,6 +201,14 @@ impl Shell {
         let Some(known) = self.clients.remove(&client) else {
             return;
         };
+        if self.halts.has(vm) {
+            let line = Line::Failed(guest::halted(&name).into());
+            let _ = known.outbox.try_send(Outgoing {
+                line,
+                descriptor: None,
+            });
+            return;
+        }
         let socket = self.layout.vsock(vm);
         let task = self.executor.spawn(async move {
             let outgoing = match guest::dial(&socket, AGENT_PORT).await {
@@ -374,6 +385,8 @@ impl Shell {
             Some(process) => self.pids.insert(vm, (run, process.pid())),
             None => self.pids.remove(&vm),
         };
+        let halts = self.layout.halt_socket(vm);
+        self.halts.attend(vm, halts, &self.executor);
         self.guests.watch(vm, run, process.map(Process::into_pidfd));
     }
 

@@ -114,6 +114,8 @@ pub enum Inherited {
     Log(PathBuf),
     /// A tap by its name.
     Tap(String),
+    /// A Unix socket to listen on, made here.
+    Listener(PathBuf),
 }
 
 impl Inherited {
@@ -124,6 +126,7 @@ impl Inherited {
             Inherited::ReadWrite(path) => ["--write".as_ref(), path.as_os_str()],
             Inherited::Log(path) => ["--log".as_ref(), path.as_os_str()],
             Inherited::Tap(name) => ["--tap".as_ref(), name.as_ref()],
+            Inherited::Listener(path) => ["--listen".as_ref(), path.as_os_str()],
         }
     }
 
@@ -131,7 +134,7 @@ impl Inherited {
     pub fn check(&self) -> io::Result<()> {
         match self {
             Inherited::Read(path) | Inherited::ReadWrite(path) => fs::metadata(path).map(drop),
-            Inherited::Log(_) | Inherited::Tap(_) => Ok(()),
+            Inherited::Log(_) | Inherited::Tap(_) | Inherited::Listener(_) => Ok(()),
         }
     }
 
@@ -142,6 +145,7 @@ impl Inherited {
             "--write" => Inherited::ReadWrite(value.into()),
             "--log" => Inherited::Log(value.into()),
             "--tap" => Inherited::Tap(value.to_str()?.to_owned()),
+            "--listen" => Inherited::Listener(value.into()),
             _ => return None,
         })
     }

@@ -15,6 +15,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -255,6 +256,7 @@ fn open(file: &Inherited) -> io::Result<OwnedFd> {
             options.open(path).map(OwnedFd::from)
         }
         Inherited::Tap(name) => open_tap(name),
+        Inherited::Listener(path) => UnixListener::bind(path).map(OwnedFd::from),
     }
 }
 

@@ -234,6 +234,11 @@ impl Layout {
         self.run_directory(vm).join("vmm.sock")
     }
 
+    /// QEMU's second monitor, on which it tells of halts.
+    pub fn halt_socket(&self, vm: VmId) -> PathBuf {
+        self.run_directory(vm).join("halt.sock")
+    }
+
     /// The socket between QEMU and its vsock back end.
     pub fn vhost_socket(&self, vm: VmId) -> PathBuf {
         self.run_directory(vm).join("vhost.sock")

@@ -40,6 +40,8 @@ pub struct Parts {
     pub limits: Limits,
     /// The VMM's control socket.
     pub control: PathBuf,
+    /// QEMU's second monitor.
+    pub halts: PathBuf,
     /// The host's side of the guest's vsock.
     pub vsock: PathBuf,
     /// The socket between QEMU and its vsock back end, as they say it.
@@ -118,6 +120,7 @@ impl Parts {
             net: net(vm, machine),
             limits: machine.limits,
             control: layout.control_socket(vm),
+            halts: layout.halt_socket(vm),
             vsock: layout.vsock(vm),
             vhost: layout.as_seen_at_work(&layout.vhost_socket(vm)),
             console: layout.console_log(vm),

@@ -20,6 +20,7 @@
 pub mod clock;
 pub mod firecracker;
 pub mod fitness;
+pub mod halt;
 pub mod initrd;
 mod logs;
 pub mod machine;

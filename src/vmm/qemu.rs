@@ -7,6 +7,7 @@
 //! step of its own.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -45,6 +46,8 @@ impl Vmm for Qemu {
         let tap = DISK_FILES + parts.disks.len();
         network(&mut words, &parts.net, tap);
         sockets_and_console(&mut words, parts);
+        monitor(&mut words, "control", CONTROL_DESCRIPTOR);
+        monitor(&mut words, "halts", descriptor(self.files(parts).len() - 1));
         words.0
     }
 
@@ -60,6 +63,7 @@ impl Vmm for Qemu {
         if let Net::Tap { name, .. } = &parts.net {
             files.push(Inherited::Tap(name.clone()));
         }
+        files.push(Inherited::Listener(parts.halts.clone()));
         files
     }
 
@@ -272,11 +276,13 @@ fn sockets_and_console(words: &mut Words, parts: &Parts) {
     // to a descriptor and does not also read.
     words.pair("-chardev", "file,id=console,path=/proc/self/fd/1");
     words.pair("-serial", "chardev:console");
-    words.pair(
-        "-chardev",
-        format!("socket,id=control,fd={CONTROL_DESCRIPTOR},server=on,wait=off"),
-    );
-    words.pair("-mon", "chardev=control,mode=control");
+}
+
+/// QEMU serves one client of a monitor at a time, so whoever stays has one of their own.
+fn monitor(words: &mut Words, id: &str, descriptor: impl fmt::Display) {
+    let socket = format!("socket,id={id},fd={descriptor},server=on,wait=off");
+    words.pair("-chardev", socket);
+    words.pair("-mon", format!("chardev={id},mode=control"));
 }
 
 #[cfg(test)]
@@ -312,7 +318,7 @@ mod tests {
         assert!(words.contains("-accel kvm -cpu host"), "{words}");
         assert!(words.contains("-netdev tap,id=net,fd=10"), "{words}");
         let files = Qemu.files(&parts(VmmKind::QemuKvm, NetMode::Nat));
-        assert_eq!(files.len(), 7);
+        assert_eq!(files.len(), 8);
         assert_eq!(files[6], Inherited::Tap("bgr-0000002a".to_owned()));
         assert!(words.contains("mac=06:00:00:00:00:2a"), "{words}");
     }

@@ -213,6 +213,7 @@ impl Vmms {
             // Made by Firecracker itself, which refuses one that exists.
             remove_socket(&self.layout.vsock(vm))?;
         }
+        remove_socket(&self.layout.halt_socket(vm))?;
         remove_socket(&self.layout.control_socket(vm))
     }
 
