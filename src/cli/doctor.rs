@@ -70,6 +70,11 @@ const KNOWN: &[Known] = &[
         hint: "Only needed where KVM is fit: install it from its release page, or set `programs.firecracker`.",
     },
     Known {
+        name: "jailer",
+        missing: Verdict::Warn,
+        hint: "With it a hostile VMM would see nothing of this machine's files but its VM's own: put the static `firecracker` and the `jailer` of one release side by side, or set `programs.jailer`.",
+    },
+    Known {
         name: "qemu",
         missing: Verdict::Warn,
         hint: "`apt install qemu-system-x86`, or set `programs.qemu`.",

@@ -28,6 +28,8 @@ pub fn vm(id: &str, name: &str) -> VmView {
         init: "auto".to_owned(),
         vmm: None,
         vmm_reason: None,
+        confinement: None,
+        confinement_reason: None,
         pid: None,
         workdir: None,
         limits: Limits::default(),

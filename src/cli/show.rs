@@ -129,6 +129,11 @@ fn rows(vm: &VmView, now: u64) -> Vec<(&'static str, String)> {
         .as_ref()
         .map(|vmm| because(vmm, vm.vmm_reason.as_ref()));
     optional("vmm", vmm);
+    let confinement = vm
+        .confinement
+        .as_ref()
+        .map(|word| because(word, vm.confinement_reason.as_ref()));
+    optional("confined by", confinement);
     optional(
         "next",
         (vm.phase == "stuck").then(|| stuck_advice(&vm.name, vm.retry.as_deref())),

@@ -188,7 +188,7 @@ impl Config {
         self.parsed("network.subnet").expect("checked when read")
     }
 
-    /// `programs.NAME`: `firecracker`, `qemu` or `vhost_device_vsock`; `None` means
+    /// `programs.NAME`: `firecracker`, `jailer`, `qemu` or `vhost_device_vsock`; `None` means
     /// that it is looked up on PATH.
     pub fn program(&self, name: &str) -> Option<PathBuf> {
         let key = find(&format!("programs.{name}"))?;

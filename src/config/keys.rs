@@ -204,6 +204,13 @@ pub const KEYS: &[Key] = &[
         about: "path of firecracker; looked up on PATH otherwise",
     },
     Key {
+        name: "programs.jailer",
+        shape: Shape::Text,
+        fallback: Fallback::Unset,
+        check: check_program,
+        about: "path of firecracker's jailer; looked up beside firecracker and on PATH otherwise",
+    },
+    Key {
         name: "programs.qemu",
         shape: Shape::Text,
         fallback: Fallback::Unset,

@@ -8,9 +8,9 @@ use crate::host::{cow, disk, dm};
 use crate::model::ids::VmId;
 use crate::model::image::{Image, Kernel};
 use crate::model::units::Bytes;
-use crate::model::vm::RootMode;
+use crate::model::vm::{RootMode, VmmKind};
 use crate::plan::facts::HostFacts;
-use crate::plan::record::VmRecord;
+use crate::plan::record::{VmRecord, VmmChoice};
 use crate::plan::request::{self as plan, PullKey};
 use crate::plan::retry::Verb;
 use crate::plan::step::StepKind;
@@ -20,7 +20,7 @@ use crate::proto::reply::{ImageView, KernelView, Progress, RootStore, VmView};
 /// A VM, with what only this machine knows of it.
 pub fn vm(record: &VmRecord, layout: &Layout, facts: &HostFacts, pid: Option<u32>) -> VmView {
     let spec = &record.spec;
-    let boot = record.boot.as_ref();
+    let (boot, vmm) = (record.boot.as_ref(), record.vmm.as_ref());
     VmView {
         id: record.id.to_string(),
         name: spec.name.to_string(),
@@ -42,8 +42,10 @@ pub fn vm(record: &VmRecord, layout: &Layout, facts: &HostFacts, pid: Option<u32
         address: record.lease.map(|lease| lease.address.to_string()),
         publish: spec.publish.iter().map(ToString::to_string).collect(),
         init: boot.map_or_else(|| spec.init.to_string(), |boot| boot.init.clone()),
-        vmm: record.vmm.as_ref().map(|vmm| vmm.kind.to_string()),
-        vmm_reason: record.vmm.as_ref().map(|vmm| vmm.reason.clone()),
+        vmm: vmm.map(|vmm| vmm.kind.to_string()),
+        vmm_reason: vmm.map(|vmm| vmm.reason.clone()),
+        confinement: vmm.map(confinement),
+        confinement_reason: vmm.and_then(|vmm| vmm.confinement_reason.clone()),
         pid,
         workdir: spec.workdir.clone(),
         limits: spec.limits.into(),
@@ -53,6 +55,13 @@ pub fn vm(record: &VmRecord, layout: &Layout, facts: &HostFacts, pid: Option<u32
         boot_phases: boot.map(|boot| boot.phases.clone()).unwrap_or_default(),
         warnings: boot.map(|boot| boot.warnings.clone()).unwrap_or_default(),
         delete_on_disconnect: record.removal == crate::plan::record::Removal::WithClient,
+    }
+}
+
+fn confinement(vmm: &VmmChoice) -> String {
+    match vmm.kind {
+        VmmKind::Firecracker => vmm.confinement.to_string(),
+        VmmKind::QemuKvm | VmmKind::QemuTcg => "sandbox".to_owned(),
     }
 }
 

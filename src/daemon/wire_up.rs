@@ -14,6 +14,7 @@ use crate::failure::Failure;
 use crate::host::bridge::Bridge;
 use crate::host::cgroup;
 use crate::host::facts::{self, Finding, Look};
+use crate::host::jail;
 use crate::host::layout::Layout;
 use crate::host::program::Programs;
 use crate::host::{RealHost, Settings, dm, reflink};
@@ -27,6 +28,9 @@ use crate::vmm::fitness;
 /// Overrides how long a guest may take to answer, milliseconds; for trials and tests
 /// of guests that never do.
 const READY_DEADLINE: &str = "BANGER_READY_DEADLINE_MS";
+
+/// Names Firecracker's jailer, over the configuration.
+const JAILER: &str = "BANGER_JAILER";
 
 /// The parts.
 pub struct Wired {
@@ -108,8 +112,9 @@ fn logged(resolver: Result<Dns, Failure>) -> Option<Dns> {
 }
 
 /// The program's file name for each key of the configuration.
-const PROGRAMS: [(&str, &str); 3] = [
+const PROGRAMS: [(&str, &str); 4] = [
     ("firecracker", "firecracker"),
+    ("jailer", "jailer"),
     ("qemu", "qemu-system-x86_64"),
     ("vhost_device_vsock", "vhost-device-vsock"),
 ];
@@ -118,6 +123,8 @@ fn programs(layout: &Layout, config: &Config) -> Programs {
     let named = PROGRAMS
         .iter()
         .filter_map(|(key, file)| Some(((*file).to_owned(), config.program(key)?)));
+    let jailer = std::env::var_os(JAILER).map(|path| ("jailer".to_owned(), path.into()));
+    let named = named.chain(jailer);
     Programs::new(named.collect::<BTreeMap<_, _>>(), layout.tools())
 }
 
@@ -134,6 +141,7 @@ fn plan_facts(
     HostFacts {
         kvm: kvm(layout),
         firecracker: installed(programs, &["firecracker"]),
+        jailer: fit(jail::fitness(programs).map(drop)),
         qemu: installed(programs, &["qemu-system-x86_64", "vhost-device-vsock"]),
         taps: fit(facts::taps(&bridge)),
         reflink: fit(reflink::fitness(&layout.state)),

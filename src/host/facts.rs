@@ -22,7 +22,7 @@ use super::layout::Layout;
 use super::link::Links;
 use super::program::Programs;
 use super::tables::Tables;
-use super::{disk, dm, program, reflink};
+use super::{disk, dm, jail, program, reflink};
 use crate::sys::fiemap;
 
 const VERSION_DEADLINE: Duration = Duration::from_secs(5);
@@ -68,6 +68,9 @@ pub fn findings(look: &Look<'_>) -> Vec<Finding> {
             "--version",
         ),
         version_of(look, "firecracker", "firecracker", "--version"),
+    ]);
+    all.extend(jailer(look));
+    all.extend([
         mke2fs(look),
         version_of(look, "mmdebstrap", "mmdebstrap", "--version"),
         version_of(look, "apt", "apt-get", "--version"),
@@ -152,8 +155,11 @@ fn version_of(look: &Look<'_>, name: &'static str, file: &str, flag: &str) -> Fi
 
 fn version(look: &Look<'_>, file: &str, flag: &str) -> Result<String, String> {
     let path = look.programs.require(file, "see the hint");
-    let path = path.map_err(|fault| fault.what)?;
-    let outcome = program::run(&path, [flag], b"", VERSION_DEADLINE);
+    version_at(&path.map_err(|fault| fault.what)?, flag)
+}
+
+fn version_at(path: &Path, flag: &str) -> Result<String, String> {
+    let outcome = program::run(path, [flag], b"", VERSION_DEADLINE);
     let outcome = outcome.map_err(|fault| fault.what)?;
     let said = [&outcome.output, &outcome.complaint];
     let line = said.into_iter().find_map(|text| text.lines().next());
@@ -162,6 +168,20 @@ fn version(look: &Look<'_>, file: &str, flag: &str) -> Result<String, String> {
         line.unwrap_or("no version"),
         path.display()
     ))
+}
+
+/// `None` without a firecracker. That an ordinary user's is not jailed is as it must be.
+fn jailer(look: &Look<'_>) -> Option<Finding> {
+    look.programs.find("firecracker")?;
+    let unused = |why: String| match rustix::process::geteuid().is_root() {
+        true => Err(format!("firecracker is started directly: {why}")),
+        false => Ok(format!("not used: {why}")),
+    };
+    let found = match jail::fitness(look.programs) {
+        Ok(path) => version_at(&path, "--version"),
+        Err(why) => unused(why),
+    };
+    Some(finding("jailer", found))
 }
 
 fn mke2fs(look: &Look<'_>) -> Finding {

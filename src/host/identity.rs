@@ -97,14 +97,27 @@ impl Identity {
     }
 }
 
-/// Lets everybody who is given the open file read it again: kernels and initrds, which
-/// hold no secret, and which VMMs open by the path of a descriptor. The folders above them
-/// stay closed.
+/// Lets everybody who is given the open file read it again: what VMs share, kernels and
+/// initrds and the bases of disks, which VMMs open by the path of a descriptor. The folders
+/// above them stay closed.
 pub fn let_read(path: &Path) -> io::Result<()> {
     let mode = fs::metadata(path)?.permissions().mode();
     match mode & 0o004 {
         0 => fs::set_permissions(path, fs::Permissions::from_mode(mode | 0o044)),
         _ => Ok(()),
+    }
+}
+
+/// Lets the members of this group read and write the file, which keeps its owner.
+pub fn let_write(path: &Path, group: u32) -> io::Result<()> {
+    let found = fs::metadata(path)?;
+    if found.gid() != group {
+        std::os::unix::fs::chown(path, None, Some(group))?;
+    }
+    let mode = found.permissions().mode();
+    match mode & 0o060 {
+        0o060 => Ok(()),
+        _ => fs::set_permissions(path, fs::Permissions::from_mode(mode | 0o060)),
     }
 }
 

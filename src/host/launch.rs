@@ -35,6 +35,7 @@ use crate::sys::birth::{self, Program};
 
 use super::fault::fault;
 use super::identity::Identity;
+use super::jail::Jail;
 use super::process::Process;
 
 /// The descriptor under which the program finds [`Launch::control`].
@@ -78,6 +79,9 @@ pub struct Launch<'a> {
     pub directory: Option<&'a Path>,
     /// What it is given open, in the order of the numbers.
     pub files: Vec<Inherited>,
+    /// The jail that it is started in. It is the jailer then: root still, with the
+    /// capabilities that its work takes, and becomes `identity` by itself.
+    pub jail: Option<Jail>,
     /// Takes its standard error.
     pub errors: Errors<'a>,
     /// Its standard output, such as a pipe; as its standard error if `None`.
@@ -268,6 +272,9 @@ impl Launch<'_> {
         }
         for file in &self.files {
             words.extend(file.words().map(Into::into));
+        }
+        if let Some(jail) = &self.jail {
+            words.extend(jail.words());
         }
         if let Some(identity) = &self.identity {
             words.extend(["--uid".into(), identity.uid.to_string().into()]);

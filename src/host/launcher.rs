@@ -5,8 +5,10 @@
 //! ```text
 //!  group, session, own descriptors closed      still as bangerd
 //!  files opened, from descriptor 4 on          the program never sees their folders
-//!  no new privileges, no capabilities          for good: the bounding set is emptied
-//!  groups, gid, uid                            the VM's own
+//!  the jail made                               only for Firecracker's jailer
+//!  no new privileges, no capabilities          for good: the bounding set is emptied;
+//!                                              the jailer has the few of its work
+//!  groups, gid, uid                            the VM's own; the jailer does that
 //!  exec
 //! ```
 
@@ -31,6 +33,7 @@ use crate::failure::Failure;
 use crate::sys::descriptors::close_all_but;
 use crate::sys::tun::{self, FrameHeader};
 
+use super::jail::{self, Jail};
 use super::launch::{CONTROL_DESCRIPTOR, FIRST_FILE, Inherited};
 
 /// Plays the role. Returns only if something fails; what it says then goes to the log.
@@ -52,6 +55,7 @@ struct Orders {
     directory: Option<PathBuf>,
     control: bool,
     files: Vec<Inherited>,
+    jail: Option<Jail>,
     uid: Option<u32>,
     gid: Option<u32>,
     groups: Vec<u32>,
@@ -84,6 +88,9 @@ impl Orders {
         };
         if let Some(file) = Inherited::from_words(name, &value) {
             self.files.push(file);
+            return Ok(());
+        }
+        if Jail::take(&mut self.jail, name, &value).map_err(|_| unread(&value))? {
             return Ok(());
         }
         match name {
@@ -122,12 +129,6 @@ impl Orders {
             "start a session",
             rustix::process::setsid().map(drop).map_err(Into::into),
         )?;
-        // What a VM's user makes, root without capabilities reaches by the VM's group.
-        let others = match self.gid {
-            Some(_) => Mode::RWXO,
-            None => Mode::RWXG | Mode::RWXO,
-        };
-        rustix::process::umask(others);
         step("close what is not inherited", close_all_but(&[]))?;
         step("hand over the control socket", self.hand_over_control())?;
         for (index, file) in self.files.iter().enumerate() {
@@ -137,6 +138,15 @@ impl Orders {
             let what = format!("enter {}", directory.display());
             step(&what, std::env::set_current_dir(directory))?;
         }
+        if let Some(jail) = &self.jail {
+            step("make the jail", jail.make(self.gid))?;
+        }
+        // What a VM's user makes, root without capabilities reaches by the VM's group.
+        let others = match self.gid {
+            Some(_) => Mode::RWXO,
+            None => Mode::RWXG | Mode::RWXO,
+        };
+        rustix::process::umask(others);
         let program = self.find_program();
         let forget = rustix::process::set_parent_process_death_signal(None);
         step("outlive the daemon", forget.map_err(Into::into))?;
@@ -177,7 +187,13 @@ impl Orders {
     /// Every right that this process and its program could use or regain.
     fn give_privileges_away(&self) -> io::Result<()> {
         rustix::thread::set_no_new_privs(true)?;
-        empty_bounding_set()?;
+        let kept = self.kept();
+        bound_by(kept)?;
+        if self.jail.is_some() {
+            // The jailer becomes the VM's user.
+            rustix::thread::set_thread_groups(&[])?;
+            return hold(kept);
+        }
         if let Some(gid) = self.gid {
             let groups: Vec<Gid> = self.groups.iter().map(|id| Gid::from_raw(*id)).collect();
             rustix::thread::set_thread_groups(&groups)?;
@@ -188,13 +204,13 @@ impl Orders {
             let uid = Uid::from_raw(uid);
             rustix::thread::set_thread_res_uid(uid, uid, uid)?;
         }
-        let none = CapabilitySet::empty();
-        let sets = CapabilitySets {
-            effective: none,
-            permitted: none,
-            inheritable: none,
-        };
-        Ok(rustix::thread::set_capabilities(None, sets)?)
+        hold(kept)
+    }
+
+    /// The capabilities that the program starts with.
+    fn kept(&self) -> CapabilitySet {
+        let needed = jail::NEEDED.iter().filter(|_| self.jail.is_some());
+        needed.map(|(one, _)| *one).collect()
     }
 
     fn find_program(&self) -> Option<Found> {
@@ -275,11 +291,25 @@ fn open_tap(name: &str) -> io::Result<OwnedFd> {
     }
 }
 
+/// Holds these capabilities and no others. A program that root executes keeps them, no
+/// new privileges or not (`cap_bprm_creds_from_file`, Linux 6.18).
+fn hold(these: CapabilitySet) -> io::Result<()> {
+    let sets = CapabilitySets {
+        effective: these,
+        permitted: these,
+        inheritable: CapabilitySet::empty(),
+    };
+    Ok(rustix::thread::set_capabilities(None, sets)?)
+}
+
 /// Nothing to do for a user without CAP_SETPCAP: with no new privileges there is nothing
 /// that the set could bound.
-fn empty_bounding_set() -> io::Result<()> {
+fn bound_by(kept: CapabilitySet) -> io::Result<()> {
     for number in 0..64 {
         let one = CapabilitySet::from_bits_retain(1 << number);
+        if kept.contains(one) {
+            continue;
+        }
         match rustix::thread::remove_capability_from_bounding_set(one) {
             Ok(()) => {}
             // The kernel has no more of them.
@@ -340,6 +370,7 @@ mod tests {
                     Inherited::Read("/k".into()),
                     Inherited::Tap("bgr-1".to_owned())
                 ],
+                jail: None,
                 uid: Some(9),
                 gid: Some(8),
                 groups: vec![5],

@@ -9,7 +9,8 @@
 //! [`cow`], [`loopdev`], [`dm`] ([`uevent`]),
 //! [`tap`], [`tap_limit`], [`bridge`] ([`link`], [`sysctl`]), [`tables`], [`rules`], [`nft`],
 //! [`published`], [`forwarding`],
-//! [`cgroup`], [`identity`], [`launch`], [`launcher`], [`console`], [`socket`], [`process`],
+//! [`cgroup`], [`identity`], [`launch`], [`launcher`], [`jail`],
+//! [`console`], [`socket`], [`process`],
 //! [`appear`], then what they share: [`program`] ([`pipes`]), [`fault`], and what doctor
 //! and the plan are told: [`facts`], [`firewall`]. The steps that are VMMs are carried out
 //! in [`crate::vmm::steps`].
@@ -28,6 +29,7 @@ pub mod fault;
 pub mod firewall;
 pub mod forwarding;
 pub mod identity;
+pub mod jail;
 pub mod launch;
 pub mod launcher;
 pub mod layout;

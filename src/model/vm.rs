@@ -102,6 +102,15 @@ choice! {
 }
 
 choice! {
+    /// What a VMM's process is shut in, besides having no rights.
+    Confinement, "confinement", "direct, jailer",
+    /// Nothing of ours; its own system call filter.
+    Direct = "direct",
+    /// A root of its own with what the VM needs, by Firecracker's jailer.
+    Jailer = "jailer",
+}
+
+choice! {
     /// How a VM comes to a root that it can write to; a VM keeps the mode it was made with.
     RootMode, "root mode", "dm-snapshot, reflink, overlay",
     /// A device-mapper snapshot over the image: a whole ext4, its changes in a sparse file.

@@ -7,7 +7,7 @@ use crate::model::ids::{ImageName, KernelName};
 use crate::model::limits::Limits;
 use crate::model::net::{NetMode, NetRequest, Subnet};
 use crate::model::units::Bytes;
-use crate::model::vm::{RootMode, RootModeRequest, VmmKind, VmmRequest};
+use crate::model::vm::{Confinement, RootMode, RootModeRequest, VmmKind, VmmRequest};
 
 use super::record::VmmChoice;
 
@@ -18,6 +18,8 @@ pub struct HostFacts {
     pub kvm: Fitness,
     /// Whether Firecracker can be started.
     pub firecracker: Fitness,
+    /// Whether Firecracker can be started by its jailer.
+    pub jailer: Fitness,
     /// Whether QEMU and its vsock back end can be started.
     pub qemu: Fitness,
     /// Whether we may make taps and rules.
@@ -85,10 +87,7 @@ impl HostFacts {
             VmmRequest::Firecracker => self.firecracker_or_refuse(),
             VmmRequest::Qemu => self.qemu_or_refuse("asked for"),
             VmmRequest::Auto => match (&self.kvm, &self.firecracker) {
-                (Fitness::Fit, Fitness::Fit) => Ok(VmmChoice {
-                    kind: VmmKind::Firecracker,
-                    reason: "KVM runs ordinary guests".to_owned(),
-                }),
+                (Fitness::Fit, Fitness::Fit) => Ok(self.firecracker("KVM runs ordinary guests")),
                 (Fitness::Fit, Fitness::Unfit(reason)) => {
                     self.qemu_or_refuse(&format!("firecracker cannot be used: {reason}"))
                 }
@@ -102,10 +101,7 @@ impl HostFacts {
             .into_iter()
             .find(|fitness| !fitness.is_fit());
         match missing {
-            None => Ok(VmmChoice {
-                kind: VmmKind::Firecracker,
-                reason: "asked for".to_owned(),
-            }),
+            None => Ok(self.firecracker("asked for")),
             Some(fitness) => Err(Failure::failed("use firecracker")
                 .because(fitness.why_not())
                 .hint("Use `--vmm qemu`, or see `banger doctor`.")),
@@ -123,7 +119,25 @@ impl HostFacts {
             Fitness::Unfit(why) if why == reason => (VmmKind::QemuTcg, reason.to_owned()),
             Fitness::Unfit(why) => (VmmKind::QemuTcg, format!("{reason}; {why}")),
         };
-        Ok(VmmChoice { kind, reason: how })
+        Ok(VmmChoice {
+            kind,
+            reason: how,
+            confinement: Confinement::Direct,
+            confinement_reason: None,
+        })
+    }
+
+    fn firecracker(&self, reason: &str) -> VmmChoice {
+        let (confinement, confinement_reason) = match &self.jailer {
+            Fitness::Fit => (Confinement::Jailer, None),
+            Fitness::Unfit(why) => (Confinement::Direct, Some(why.clone())),
+        };
+        VmmChoice {
+            kind: VmmKind::Firecracker,
+            reason: reason.to_owned(),
+            confinement,
+            confinement_reason,
+        }
     }
 
     /// Refuses more guest memory than this machine has. A guest fills its memory in
@@ -252,6 +266,7 @@ mod tests {
         HostFacts {
             kvm: Fitness::Fit,
             firecracker: Fitness::Fit,
+            jailer: Fitness::Fit,
             qemu: Fitness::Fit,
             taps: Fitness::Fit,
             memory: Bytes::gib(64),

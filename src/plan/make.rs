@@ -7,7 +7,9 @@ use crate::model::ids::{VmId, VmName};
 use crate::model::limits::Limits;
 use crate::model::net::{Lease, NetMode, Subnet};
 use crate::model::units::Bytes;
-use crate::model::vm::{ImageRef, InitMode, KernelRef, RootMode, VmSpec, VmmKind, VmmRequest};
+use crate::model::vm::{
+    Confinement, ImageRef, InitMode, KernelRef, RootMode, VmSpec, VmmKind, VmmRequest,
+};
 
 use super::step::{GroupLimits, Machine, Outside, Step, TapLimit};
 
@@ -38,7 +40,13 @@ fn root_changes(vm: VmId, spec: &VmSpec) -> Step {
 }
 
 /// The objects of one run under this VMM.
-pub fn run_plan(vm: VmId, spec: &VmSpec, lease: Option<Lease>, kind: VmmKind) -> Vec<Step> {
+pub fn run_plan(
+    vm: VmId,
+    spec: &VmSpec,
+    lease: Option<Lease>,
+    kind: VmmKind,
+    confinement: Confinement,
+) -> Vec<Step> {
     let machine = Machine {
         kind,
         vcpu: spec.vcpu,
@@ -49,6 +57,7 @@ pub fn run_plan(vm: VmId, spec: &VmSpec, lease: Option<Lease>, kind: VmmKind) ->
         net: spec.net,
         publish: spec.publish.clone(),
         limits: spec.limits,
+        confinement,
     };
     let mut steps = vec![Step::RunDirectory { vm }];
     steps.extend(snapshot(vm, spec));
@@ -173,7 +182,13 @@ pub fn everything(vm: VmId, spec: &VmSpec, subnet: Subnet) -> (Vec<Step>, Vec<St
     for mode in [RootMode::Overlay, RootMode::Reflink] {
         disks.insert(1, root_changes(vm, &of_mode(mode)));
     }
-    let run = run_plan(vm, &snapshot, Some(lease), VmmKind::QemuTcg);
+    let run = run_plan(
+        vm,
+        &snapshot,
+        Some(lease),
+        VmmKind::QemuTcg,
+        Confinement::Direct,
+    );
     (disks, run)
 }
 

@@ -7,7 +7,7 @@
 use crate::model::ids::{ImageName, KernelName, VmId};
 use crate::model::image::{Image, Kernel};
 use crate::model::net::Lease;
-use crate::model::vm::{Phase, VmSpec, VmmKind};
+use crate::model::vm::{Confinement, Phase, VmSpec, VmmKind};
 
 use super::step::Step;
 
@@ -97,6 +97,10 @@ pub struct VmmChoice {
     pub kind: VmmKind,
     /// Why that one, for people.
     pub reason: String,
+    /// What it is shut in.
+    pub confinement: Confinement,
+    /// Why in no more than that, for people.
+    pub confinement_reason: Option<String>,
 }
 
 /// What the guest reported with `ready`.

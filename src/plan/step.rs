@@ -17,7 +17,7 @@
 //! | `NetLimit` | the tap's elements in the limiting sets of that table |
 //! | `Cgroup` | `banger/<id>` where cgroup v2 is ours to use, else nothing |
 //! | `VsockBackend` | the process with `--uds-path <id>/vsock` |
-//! | `Vmm` | the process with `--id <id>` (launcher, Firecracker) or `-name banger-<id>` |
+//! | `Vmm` | the process with `--id <id>` (launcher, jailer, Firecracker) or `-name banger-<id>`; a jail is mounts that only it has |
 //! | `Configured`, `Booted`, `Ready` | none: calls to the VMM, then the agent's call |
 
 use std::net::Ipv4Addr;
@@ -26,7 +26,7 @@ use crate::model::ids::{ContentId, VmId};
 use crate::model::limits::Limits;
 use crate::model::net::{NetMode, PortForward, Subnet};
 use crate::model::units::Bytes;
-use crate::model::vm::{RootMode, VmmKind};
+use crate::model::vm::{Confinement, RootMode, VmmKind};
 
 /// One object of one VM, as it must be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -214,6 +214,8 @@ pub struct Machine {
     pub publish: Vec<PortForward>,
     /// Those of its limits that the VMM keeps.
     pub limits: Limits,
+    /// What the VMM is shut in.
+    pub confinement: Confinement,
 }
 
 /// What kind of object a step makes, for logs, limits and planted faults.

@@ -203,6 +203,13 @@ pub struct VmView {
     pub vmm: Option<String>,
     /// Why this VMM.
     pub vmm_reason: Option<String>,
+    /// What the VMM is shut in besides having no rights: `jailer` or `direct` (Firecracker),
+    /// `sandbox` (QEMU's own); `None` before the first start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confinement: Option<String>,
+    /// Why in no more than that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confinement_reason: Option<String>,
     /// Process id of the VMM while it runs.
     pub pid: Option<u32>,
     /// Where commands start.

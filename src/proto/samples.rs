@@ -194,6 +194,8 @@ fn vm_view() -> VmView {
         init: "systemd".to_owned(),
         vmm: Some("qemu-tcg".to_owned()),
         vmm_reason: Some("KVM cannot be opened".to_owned()),
+        confinement: Some("sandbox".to_owned()),
+        confinement_reason: None,
         pid: Some(4321),
         workdir: Some("/root/repo".to_owned()),
         limits: limits(),

@@ -123,6 +123,7 @@ pub(super) fn facts() -> HostFacts {
     HostFacts {
         kvm: Fitness::Fit,
         firecracker: Fitness::Fit,
+        jailer: Fitness::Fit,
         qemu: Fitness::Fit,
         taps: Fitness::Fit,
         reflink: Fitness::Unfit("no shared blocks".to_owned()),

@@ -6,7 +6,7 @@ use crate::model::limits::Limits;
 use crate::model::net::{Lease, NetMode, PortForward};
 use crate::model::units::Bytes;
 use crate::model::vm::{
-    ImageRef, InitMode, KernelRef, Phase, RootMode, VmSpec, VmmKind, VmmRequest,
+    Confinement, ImageRef, InitMode, KernelRef, Phase, RootMode, VmSpec, VmmKind, VmmRequest,
 };
 use crate::plan::make;
 use crate::plan::record::{BootReport, GitIdentity, Removal, Stuck, VmRecord, VmmChoice};
@@ -63,10 +63,18 @@ pub(super) fn vm_of(root: RootMode) -> VmRecord {
         removal: Removal::WithClient,
         grows: false,
         disk_plan: make::disk_plan(id, &spec(root)),
-        run_plan: make::run_plan(id, &spec(root), lease, VmmKind::QemuTcg),
+        run_plan: make::run_plan(
+            id,
+            &spec(root),
+            lease,
+            VmmKind::QemuTcg,
+            Confinement::Direct,
+        ),
         vmm: Some(VmmChoice {
             kind: VmmKind::QemuTcg,
             reason: "/dev/kvm does not exist".to_owned(),
+            confinement: Confinement::Direct,
+            confinement_reason: None,
         }),
         boot: Some(BootReport {
             init: "systemd".to_owned(),

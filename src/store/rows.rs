@@ -21,7 +21,7 @@ use crate::plan::record::{
     BootReport, GitIdentity, Loaded, Removal, RowChange, Stuck, Unreadable, VmRecord, VmmChoice,
 };
 
-use super::steps::{LimitsRow, StepRow};
+use super::steps::{LimitsRow, StepRow, direct, is_direct};
 
 /// A table of ours: text to JSON.
 pub type Table = TableDefinition<'static, &'static str, &'static [u8]>;
@@ -114,6 +114,11 @@ enum StuckRow {
 struct VmmRow {
     kind: String,
     reason: String,
+    /// Rows of before there was a choice are of VMMs that were started directly.
+    #[serde(default = "direct", skip_serializing_if = "is_direct")]
+    confinement: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    confinement_reason: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -445,6 +450,8 @@ impl VmmRow {
         VmmRow {
             kind: choice.kind.to_string(),
             reason: choice.reason.clone(),
+            confinement: choice.confinement.to_string(),
+            confinement_reason: choice.confinement_reason.clone(),
         }
     }
 
@@ -452,6 +459,8 @@ impl VmmRow {
         Ok(VmmChoice {
             kind: read_text(&self.kind)?,
             reason: self.reason,
+            confinement: read_text(&self.confinement)?,
+            confinement_reason: self.confinement_reason,
         })
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::ids::VmId;
 use crate::model::limits::Limits;
 use crate::model::units::Bytes;
-use crate::model::vm::RootMode;
+use crate::model::vm::{Confinement, RootMode};
 use crate::plan::step::{GroupLimits, Machine, Outside, Step, TapLimit};
 
 use super::rows::{Unread, read_list, read_text};
@@ -125,6 +125,9 @@ pub struct MachineRow {
     /// Rows of before there were any have none.
     #[serde(default, skip_serializing_if = "LimitsRow::is_none")]
     limits: LimitsRow,
+    /// Rows of before there was a choice are of VMMs that were started directly.
+    #[serde(default = "direct", skip_serializing_if = "is_direct")]
+    confinement: String,
 }
 
 impl StepRow {
@@ -269,6 +272,16 @@ pub fn overlay() -> String {
     RootMode::Overlay.to_string()
 }
 
+/// The confinement of rows that name none.
+pub fn direct() -> String {
+    Confinement::Direct.to_string()
+}
+
+/// Whether it need not be written.
+pub fn is_direct(confinement: &str) -> bool {
+    confinement == direct()
+}
+
 impl MachineRow {
     fn of(machine: &Machine) -> MachineRow {
         MachineRow {
@@ -281,6 +294,7 @@ impl MachineRow {
             net: machine.net.to_string(),
             publish: machine.publish.iter().map(ToString::to_string).collect(),
             limits: LimitsRow::of(&machine.limits),
+            confinement: machine.confinement.to_string(),
         }
     }
 
@@ -295,6 +309,7 @@ impl MachineRow {
             net: read_text(&self.net)?,
             publish: read_list(&self.publish)?,
             limits: self.limits.read(),
+            confinement: read_text(&self.confinement)?,
         })
     }
 }

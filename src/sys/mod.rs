@@ -17,6 +17,8 @@ pub mod fiemap;
 pub mod kvm;
 #[allow(unsafe_code)]
 pub mod loop_device;
+#[allow(unsafe_code)]
+pub mod mounts;
 pub mod netlink;
 #[allow(unsafe_code)]
 pub mod session;

@@ -1,10 +1,12 @@
 //! Firecracker: its arguments, and its half of the seam over its API.
 //!
 //! The process starts empty and is told its machine piece by piece; the guest starts
-//! with an action. Its drives appear in the guest in the order they are told.
+//! with an action. Its drives appear in the guest in the order they are told. Read next:
+//! [`jailer`].
 
 pub mod api;
 mod http;
+pub mod jailer;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -14,9 +16,12 @@ use crate::host::launch::Inherited;
 use crate::host::process::Marker;
 use crate::host::program::Programs;
 use crate::model::ids::VmId;
+use crate::model::vm::Confinement;
 use crate::plan::step::Fault;
 
-use super::machine::{Access, Disk, GUEST_CID, Net, Parts};
+use super::machine::{
+    Access, DISK_FILES, Disk, GUEST_CID, INITRD_FILE, KERNEL_FILE, Net, Parts, descriptor,
+};
 use super::{ControlSocket, Deadline, GuestState, Vmm};
 use api::{Action, Api, InstanceState, Request, VmState};
 
@@ -33,27 +38,34 @@ impl Vmm for Firecracker {
     }
 
     fn arguments(&self, parts: &Parts) -> Vec<OsString> {
-        vec![
-            "--id".into(),
-            parts.vm.to_string().into(),
-            "--api-sock".into(),
-            parts.control.as_os_str().into(),
-            // From the first line on, so that standard output is the guest's console.
-            "--log-path".into(),
-            parts.log_pipe.as_os_str().into(),
-            "--level".into(),
-            "Warn".into(),
-        ]
+        let id = ["--id".into(), parts.vm.to_string().into()];
+        id.into_iter().chain(options(parts)).collect()
     }
 
-    fn files(&self, _parts: &Parts) -> Vec<Inherited> {
-        Vec::new()
+    fn files(&self, parts: &Parts) -> Vec<Inherited> {
+        parts.opened()
     }
 
-    /// It opens disks and devices by their paths, through folders that are closed to the
-    /// VM's user: without its jailer it is root, without capabilities.
-    fn identity(&self, _parts: &Parts, user: Identity) -> Identity {
-        Identity { uid: 0, ..user }
+    fn read_anew<'a>(&self, parts: &'a Parts) -> Vec<&'a Path> {
+        let shared = parts.disks_with(Access::ReadOnly);
+        [&*parts.kernel, &*parts.initrd]
+            .into_iter()
+            .chain(shared)
+            .collect()
+    }
+
+    fn written_anew<'a>(&self, parts: &'a Parts) -> Vec<&'a Path> {
+        parts.disks_with(Access::ReadWrite).collect()
+    }
+
+    /// It opens KVM and the tap by itself, and opens anew by `/proc/self/fd` what it was
+    /// given open. So the files must let the VM's user in; a block device does not, since
+    /// its node belongs to the group of all disks of this machine.
+    fn identity(&self, parts: &Parts, user: Identity) -> Identity {
+        match parts.disks.iter().any(|disk| disk.access == Access::Device) {
+            true => Identity { uid: 0, ..user },
+            false => user.able_to_open(&[Path::new("/dev/kvm"), Path::new("/dev/net/tun")]),
+        }
     }
 
     fn marker(&self, vm: VmId) -> Marker {
@@ -100,12 +112,30 @@ impl Vmm for Firecracker {
     }
 }
 
+/// Its arguments without its identity, which a jailer hands on by itself.
+fn options(parts: &Parts) -> [OsString; 6] {
+    [
+        "--api-sock".into(),
+        parts.said.control.as_os_str().into(),
+        // From the first line on, so that standard output is the guest's console.
+        "--log-path".into(),
+        parts.said.log_pipe.as_os_str().into(),
+        "--level".into(),
+        "Warn".into(),
+    ]
+}
+
 /// Everything that Firecracker is told about a machine, in order.
 pub fn requests(parts: &Parts) -> Vec<Request> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
+    // What it was given open; in a jail it has nothing open and files have their names.
+    let file = |place: usize, path: &Path| match parts.confinement {
+        Confinement::Direct => format!("/proc/self/fd/{}", descriptor(place)),
+        Confinement::Jailer => text(path),
+    };
     let mut requests = vec![
         Request::Logger(api::Logger {
-            log_path: text(&parts.log_pipe),
+            log_path: text(&parts.said.log_pipe),
             level: api::LogLevel::Warning,
             show_level: true,
         }),
@@ -114,30 +144,36 @@ pub fn requests(parts: &Parts) -> Vec<Request> {
             mem_size_mib: parts.memory.whole_mib(),
         }),
         Request::BootSource(api::BootSource {
-            kernel_image_path: text(&parts.kernel),
-            initrd_path: text(&parts.initrd),
+            kernel_image_path: file(KERNEL_FILE, &parts.kernel),
+            initrd_path: file(INITRD_FILE, &parts.initrd),
             boot_args: parts.boot_args.clone(),
         }),
     ];
     let limiter = api::RateLimiter::of_disk(&parts.limits);
-    requests.extend(parts.disks.iter().map(|disk| drive(disk, limiter)));
-    // The user-mode network is QEMU's own: `plan` gives such a guest none.
-    if let Net::Tap { name, mac } = &parts.net {
-        requests.push(Request::NetworkInterface(api::NetworkInterface {
-            iface_id: "net".to_owned(),
-            host_dev_name: name.clone(),
-            guest_mac: mac.to_string(),
-            rx_rate_limiter: api::RateLimiter::of_net(&parts.limits),
-            tx_rate_limiter: api::RateLimiter::of_net(&parts.limits),
-        }));
-    }
+    let disks = parts.disks.iter().zip(DISK_FILES..);
+    requests.extend(disks.map(|(disk, place)| drive(disk, file(place, &disk.path), limiter)));
+    requests.extend(network(parts));
     requests.push(Request::Entropy(api::EntropyDevice {}));
     requests.push(balloon());
     requests.push(Request::Vsock(api::Vsock {
         guest_cid: GUEST_CID,
-        uds_path: text(&parts.vsock),
+        uds_path: text(&parts.said.vsock),
     }));
     requests
+}
+
+/// The user-mode network is QEMU's own: `plan` gives such a guest none.
+fn network(parts: &Parts) -> Option<Request> {
+    let Net::Tap { name, mac } = &parts.net else {
+        return None;
+    };
+    Some(Request::NetworkInterface(api::NetworkInterface {
+        iface_id: "net".to_owned(),
+        host_dev_name: name.clone(),
+        guest_mac: mac.to_string(),
+        rx_rate_limiter: api::RateLimiter::of_net(&parts.limits),
+        tx_rate_limiter: api::RateLimiter::of_net(&parts.limits),
+    }))
 }
 
 /// Of size zero: through it the guest tells which of its pages are free.
@@ -149,10 +185,10 @@ fn balloon() -> Request {
     })
 }
 
-fn drive(disk: &Disk, rate_limiter: Option<api::RateLimiter>) -> Request {
+fn drive(disk: &Disk, path_on_host: String, rate_limiter: Option<api::RateLimiter>) -> Request {
     Request::Drive(api::Drive {
         drive_id: disk.name.to_owned(),
-        path_on_host: disk.path.to_string_lossy().into_owned(),
+        path_on_host,
         is_read_only: disk.access == Access::ReadOnly,
         // The root is assembled by our /init; a root device would add `root=` to the
         // kernel's command line.

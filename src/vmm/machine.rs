@@ -1,13 +1,14 @@
 //! A machine with every path that a VMM needs: the step's [`Machine`], made concrete.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use crate::host::launch::{FIRST_FILE, Inherited};
 use crate::host::layout::Layout;
 use crate::model::ids::VmId;
 use crate::model::limits::Limits;
 use crate::model::net::{Mac, NetMode, PortForward};
 use crate::model::units::Bytes;
-use crate::model::vm::{RootMode, VmmKind};
+use crate::model::vm::{Confinement, RootMode, VmmKind};
 use crate::plan::boot_args::{GuestDisks, HostClock, kernel_command_line};
 use crate::plan::step::Machine;
 
@@ -38,6 +39,8 @@ pub struct Parts {
     pub net: Net,
     /// What the VMM holds the guest to.
     pub limits: Limits,
+    /// What the VMM is shut in.
+    pub confinement: Confinement,
     /// The VMM's control socket.
     pub control: PathBuf,
     /// QEMU's second monitor.
@@ -51,6 +54,21 @@ pub struct Parts {
     /// Where what the VMM has to say is kept.
     pub log: PathBuf,
     /// The named pipe by which it comes there.
+    pub log_pipe: PathBuf,
+    /// The last few as the VMM says them.
+    pub said: Said,
+}
+
+/// Files of the run directory as the VMM says them: below the folder that it works in,
+/// since the way there may be closed to the VM's user; in a jail, where nothing else is,
+/// by their own names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Said {
+    /// [`Parts::control`].
+    pub control: PathBuf,
+    /// [`Parts::vsock`].
+    pub vsock: PathBuf,
+    /// [`Parts::log_pipe`].
     pub log_pipe: PathBuf,
 }
 
@@ -97,6 +115,20 @@ pub enum Net {
     },
 }
 
+impl Said {
+    fn new(layout: &Layout, vm: VmId, confinement: Confinement) -> Said {
+        let said = |path: PathBuf| match confinement {
+            Confinement::Direct => layout.as_seen_at_work(&path),
+            Confinement::Jailer => path,
+        };
+        Said {
+            control: said(layout.control_socket(vm)),
+            vsock: said(layout.vsock(vm)),
+            log_pipe: said(layout.log_pipe(vm)),
+        }
+    }
+}
+
 impl Parts {
     /// The parts of a VM's machine. `clock` is what a translated guest is told.
     pub fn new(
@@ -119,6 +151,7 @@ impl Parts {
             disks,
             net: net(vm, machine),
             limits: machine.limits,
+            confinement: machine.confinement,
             control: layout.control_socket(vm),
             halts: layout.halt_socket(vm),
             vsock: layout.vsock(vm),
@@ -126,7 +159,44 @@ impl Parts {
             console: layout.console_log(vm),
             log: layout.vmm_log(vm),
             log_pipe: layout.log_pipe(vm),
+            said: Said::new(layout, vm, machine.confinement),
         }
+    }
+}
+
+/// The places of these in [`Parts::opened`]; a disk each from the last on.
+pub const KERNEL_FILE: usize = 0;
+/// See [`KERNEL_FILE`].
+pub const INITRD_FILE: usize = 1;
+/// See [`KERNEL_FILE`].
+pub const DISK_FILES: usize = 2;
+
+/// The number under which a VMM has the file at this place open.
+pub fn descriptor(place: usize) -> usize {
+    // A small constant, and no negative one.
+    FIRST_FILE as usize + place
+}
+
+impl Parts {
+    /// What a VMM reads of the owner's files: kernel, initrd, the disks in their order.
+    pub fn opened(&self) -> Vec<Inherited> {
+        let mut files = vec![
+            Inherited::Read(self.kernel.clone()),
+            Inherited::Read(self.initrd.clone()),
+        ];
+        files.extend(self.disks.iter().map(|disk| match disk.access {
+            Access::ReadOnly => Inherited::Read(disk.path.clone()),
+            Access::ReadWrite | Access::Device => Inherited::ReadWrite(disk.path.clone()),
+        }));
+        files
+    }
+
+    /// The files of those disks.
+    pub fn disks_with(&self, access: Access) -> impl Iterator<Item = &Path> {
+        let disks = self.disks.iter();
+        disks
+            .filter(move |disk| disk.access == access)
+            .map(|disk| &*disk.path)
     }
 }
 
@@ -189,12 +259,24 @@ pub(super) mod tests {
         parts_of(kind, net, RootMode::Overlay)
     }
 
-    pub fn parts_of(kind: VmmKind, net: NetMode, root: RootMode) -> Parts {
-        let layout = Layout {
+    /// The same machine in another confinement.
+    pub fn confined(parts: Parts, confinement: Confinement) -> Parts {
+        Parts {
+            said: Said::new(&layout(), parts.vm, confinement),
+            confinement,
+            ..parts
+        }
+    }
+
+    fn layout() -> Layout {
+        Layout {
             state: "/s".into(),
             cache: "/c".into(),
             runtime: "/r".into(),
-        };
+        }
+    }
+
+    pub fn parts_of(kind: VmmKind, net: NetMode, root: RootMode) -> Parts {
         let machine = Machine {
             kind,
             vcpu: 2,
@@ -205,10 +287,11 @@ pub(super) mod tests {
             net,
             publish: vec!["8080:80".parse().unwrap()],
             limits: Limits::default(),
+            confinement: Confinement::Direct,
         };
         let vm = VmId::from_bits(0x2a);
         let clock = (kind == VmmKind::QemuTcg).then(|| HostClock::of_tsc_khz(2_500_000));
-        Parts::new(&layout, vm, &machine, "/c/initrd/x.cpio".into(), clock)
+        Parts::new(&layout(), vm, &machine, "/c/initrd/x.cpio".into(), clock)
     }
 
     #[test]

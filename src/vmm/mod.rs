@@ -15,7 +15,7 @@
 //! [`fitness`] found. [`steps`] is what the host calls.
 //!
 //! Reading order: [`machine`], [`qemu`], [`qmp`], [`firecracker`], [`vsock_backend`],
-//! [`steps`], [`logs`]; apart from them [`initrd`], [`fitness`], [`clock`].
+//! [`steps`], `way`, [`logs`]; apart from them [`initrd`], [`fitness`], [`clock`].
 
 pub mod clock;
 pub mod firecracker;
@@ -29,6 +29,7 @@ pub mod qemu;
 pub mod qmp;
 pub mod steps;
 pub mod vsock_backend;
+mod way;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -57,6 +58,12 @@ pub trait Vmm: Sync {
 
     /// What it is given open, in the order of the numbers that its arguments name.
     fn files(&self, parts: &Parts) -> Vec<Inherited>;
+
+    /// Files that it opens anew to read, which takes their permission.
+    fn read_anew<'a>(&self, parts: &'a Parts) -> Vec<&'a Path>;
+
+    /// Files that it opens anew to read and write.
+    fn written_anew<'a>(&self, parts: &'a Parts) -> Vec<&'a Path>;
 
     /// Who it can run as, where its VM has this user: not everything that it opens by
     /// itself is everybody's.

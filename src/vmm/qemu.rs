@@ -12,7 +12,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use crate::host::identity::Identity;
-use crate::host::launch::{CONTROL_DESCRIPTOR, FIRST_FILE, Inherited};
+use crate::host::launch::{CONTROL_DESCRIPTOR, Inherited};
 use crate::host::process::Marker;
 use crate::host::program::Programs;
 use crate::model::ids::VmId;
@@ -21,7 +21,7 @@ use crate::model::vm::VmmKind;
 use crate::plan::make::TRANSLATED_MIB;
 use crate::plan::step::{Fault, FaultKind};
 
-use super::machine::{Access, Disk, Net, Parts};
+use super::machine::{Access, DISK_FILES, Disk, INITRD_FILE, KERNEL_FILE, Net, Parts, descriptor};
 use super::qmp::{Qmp, RunState};
 use super::{ControlSocket, Deadline, GuestState, Vmm};
 
@@ -52,19 +52,21 @@ impl Vmm for Qemu {
     }
 
     fn files(&self, parts: &Parts) -> Vec<Inherited> {
-        let mut files = vec![
-            Inherited::Read(parts.kernel.clone()),
-            Inherited::Read(parts.initrd.clone()),
-        ];
-        files.extend(parts.disks.iter().map(|disk| match disk.access {
-            Access::ReadOnly => Inherited::Read(disk.path.clone()),
-            Access::ReadWrite | Access::Device => Inherited::ReadWrite(disk.path.clone()),
-        }));
+        let mut files = parts.opened();
         if let Net::Tap { name, .. } = &parts.net {
             files.push(Inherited::Tap(name.clone()));
         }
         files.push(Inherited::Listener(parts.halts.clone()));
         files
+    }
+
+    fn read_anew<'a>(&self, parts: &'a Parts) -> Vec<&'a Path> {
+        vec![&parts.kernel, &parts.initrd]
+    }
+
+    /// It uses the descriptors of its disks as they are.
+    fn written_anew<'a>(&self, _parts: &'a Parts) -> Vec<&'a Path> {
+        Vec::new()
     }
 
     fn identity(&self, parts: &Parts, user: Identity) -> Identity {
@@ -110,15 +112,6 @@ impl Vmm for Qemu {
             )),
         }
     }
-}
-
-/// The place of the first disk in the list of files: after kernel and initrd.
-const DISK_FILES: usize = 2;
-
-/// The number under which QEMU has the file at this place of the list.
-fn descriptor(file: usize) -> usize {
-    // A small constant, and no negative one.
-    FIRST_FILE as usize + file
 }
 
 /// The name by which a VM's QEMU is known, to us and to whoever reads `ps`.
@@ -188,8 +181,14 @@ fn machine(words: &mut Words, parts: &Parts) {
     );
     // Read by their paths, which lead to what the launcher has opened: the user that QEMU
     // runs as need not reach their folders. The same holds for the disks.
-    words.pair("-kernel", format!("/proc/self/fd/{}", descriptor(0)));
-    words.pair("-initrd", format!("/proc/self/fd/{}", descriptor(1)));
+    words.pair(
+        "-kernel",
+        format!("/proc/self/fd/{}", descriptor(KERNEL_FILE)),
+    );
+    words.pair(
+        "-initrd",
+        format!("/proc/self/fd/{}", descriptor(INITRD_FILE)),
+    );
     words.pair("-append", OsStr::new(&parts.boot_args));
 }
 

@@ -18,7 +18,7 @@ use crate::host::cgroup::Groups;
 use crate::host::console;
 use crate::host::fault::fault;
 use crate::host::identity::{self, Separation};
-use crate::host::launch::{Errors, Inherited, Launch, Launched};
+use crate::host::launch::{Errors, Launch, Launched};
 use crate::host::layout::Layout;
 use crate::host::process::{Children, Marker, Process, find, kill_all};
 use crate::host::program::Programs;
@@ -91,6 +91,11 @@ impl Vmms {
         Ok(self.vmm_processes(vm)?.into_iter().next())
     }
 
+    /// Where programs are looked for.
+    pub(super) fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
     /// The vsock back end's process, likewise.
     ///
     /// # Errors
@@ -150,9 +155,7 @@ impl Vmms {
         self.clear_vmm(vm, machine)?;
         let parts = self.parts(vm, machine)?;
         let vmm = super::of(machine.kind);
-        let user = self.separation.identity(vm);
-        let files = vmm.files(&parts);
-        check_files(&parts, &files, user.is_some())?;
+        let way = self.way(&parts)?;
         let control = match vmm.control() {
             ControlSocket::Given => Some(bind(&parts.control)?),
             ControlSocket::Made => None,
@@ -160,10 +163,13 @@ impl Vmms {
         let (told, errors) = self.log_pipe(vm)?;
         let (keeper, console) = self.start_keeper(&parts, told)?;
         let launched = Launch {
-            program: &vmm.program(&self.programs)?,
-            arguments: vmm.arguments(&parts),
-            identity: user.map(|user| vmm.identity(&parts, user)),
-            files,
+            program: &way.program,
+            arguments: way.arguments,
+            identity: way.identity,
+            files: way.files,
+            // A jail covers it; who is jailed works in the root.
+            directory: Some(&*self.work).filter(|_| way.jail.is_none()),
+            jail: way.jail,
             output: Some(console),
             control: control.map(Into::into),
             ..self.launch(vm, errors, &parts.log)
@@ -184,6 +190,7 @@ impl Vmms {
             identity: self.separation.identity(vm),
             directory: Some(&self.work),
             files: Vec::new(),
+            jail: None,
             errors: Errors::Kept { into: errors, log },
             output: None,
             input: None,
@@ -341,7 +348,7 @@ impl Vmms {
             log.last_words()
         };
         if vmm.control() == ControlSocket::Made {
-            return self.await_socket(launched, &parts.control, &parts.control, &said);
+            return self.await_socket(launched, &parts.control, &parts.said.control, &said);
         }
         let outcome = match vmm.state(&parts.control, Deadline::after(START_LIMIT)) {
             Ok(_) => Ok(()),
@@ -417,23 +424,6 @@ fn remedy(words: &str) -> Option<String> {
     taken.then(|| {
         "A published port of the host is in use: choose another with `--publish`, or see with `ss -ltnp` who has it.".to_owned()
     })
-}
-
-/// Looks at what the launcher is going to open, while a fault can still name it, and lets
-/// a user of the VM's own read kernel and initrd.
-fn check_files(parts: &Parts, files: &[Inherited], is_another: bool) -> Result<(), Fault> {
-    for file in files {
-        file.check()
-            .map_err(|error| fault(format!("open {file}"), error))?;
-    }
-    for file in [&parts.kernel, &parts.initrd]
-        .into_iter()
-        .filter(|_| is_another)
-    {
-        identity::let_read(file)
-            .map_err(|error| fault(format!("open {} to all", file.display()), error))?;
-    }
-    Ok(())
 }
 
 fn bind(path: &Path) -> Result<UnixListener, Fault> {

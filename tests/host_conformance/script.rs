@@ -11,7 +11,7 @@ use banger::model::ids::VmId;
 use banger::model::limits::Limits;
 use banger::model::net::NetMode;
 use banger::model::units::Bytes;
-use banger::model::vm::{RootMode, VmmKind};
+use banger::model::vm::{Confinement, RootMode, VmmKind};
 use banger::plan::retry::Verb;
 use banger::plan::step::{GroupLimits, Machine, Outside, Step};
 
@@ -248,6 +248,7 @@ pub fn machine(kind: VmmKind, net: NetMode) -> Machine {
         net,
         publish: Vec::new(),
         limits: Limits::default(),
+        confinement: Confinement::Direct,
     }
 }
 

@@ -31,17 +31,31 @@ fn user(test: &str, vm: VmId) -> Option<Identity> {
 }
 
 /// The value of a line of /proc/PID/status, its words apart by one blank.
-fn status(pid: u32, name: &str) -> String {
+pub fn status(pid: u32, name: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     let words: Vec<&str> = line.unwrap()[1..].split_whitespace().collect();
     words.join(" ")
 }
 
-fn pid_of(lab: &Lab, marker: Marker) -> u32 {
+/// The one process with these words.
+pub fn pid_of(lab: &Lab, marker: Marker) -> u32 {
     let found = find(&[marker], &owners(lab.vm), None).unwrap();
     assert_eq!(found.len(), 1);
     found[0].pid()
+}
+
+/// It is this user in every respect, and cannot become another.
+pub fn assert_has_no_rights(pid: u32, user: &Identity) {
+    let (uid, gid) = (user.uid.to_string(), user.gid.to_string());
+    assert_eq!(status(pid, "Uid"), [&*uid; 4].join(" "));
+    assert_eq!(status(pid, "Gid"), [&*gid; 4].join(" "));
+    let groups: Vec<String> = user.groups.iter().map(ToString::to_string).collect();
+    assert_eq!(status(pid, "Groups"), groups.join(" "));
+    assert_eq!(status(pid, "NoNewPrivs"), "1");
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(status(pid, set), "0000000000000000", "{set}");
+    }
 }
 
 #[test]
@@ -64,14 +78,7 @@ fn every_process_of_a_vm_is_a_user_without_rights() {
     let console = lab.host.layout().console_log(lab.vm);
     let keeper = pid_of(&lab, console::marker(&console));
     for pid in [vmm, backend, keeper] {
-        let (uid, gid) = (user.uid.to_string(), user.gid.to_string());
-        assert_eq!(status(pid, "Uid"), [&*uid; 4].join(" "));
-        assert_eq!(status(pid, "Gid"), [&*gid; 4].join(" "));
-        assert_eq!(status(pid, "Groups"), "");
-        assert_eq!(status(pid, "NoNewPrivs"), "1");
-        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
-            assert_eq!(status(pid, set), "0000000000000000", "{set}");
-        }
+        assert_has_no_rights(pid, &user);
         let membership = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
         let is_grouped = membership.contains(&format!("banger/{id}"));
         assert_eq!(
@@ -235,6 +242,7 @@ fn shell<'a>(script: &str, log: &'a Path) -> Launch<'a> {
         identity: None,
         directory: None,
         files: Vec::new(),
+        jail: None,
         errors: Errors::File(log),
         output: None,
         input: None,

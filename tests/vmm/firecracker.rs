@@ -2,18 +2,21 @@
 //! names the program; else it is looked for where banger looks.
 
 use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 
 use banger::host::Host;
+use banger::host::identity::Separation;
 use banger::model::vm::VmmKind;
 use banger::plan::step::{FaultKind, Presence};
 use banger::vmm::{Deadline, GuestState, of};
 
+use crate::confined;
 use crate::kernel;
 use crate::lab::{self, Lab, assert_sees};
 use crate::support::{DEADLINE, skip};
 
 /// A lab for Firecracker, or a line that says why there is none.
-fn firecracker(test: &str, vm: u32) -> Option<Lab> {
+pub fn firecracker(test: &str, vm: u32) -> Option<Lab> {
     if lab::program("firecracker").is_none() {
         skip(test, "firecracker is not installed");
         return None;
@@ -57,8 +60,19 @@ fn firecracker_is_configured_twice_runs_a_guest_and_leaves_nothing() {
     }
     assert_eq!(state(), GuestState::Running);
     assert_eq!(lab.console_with("runs\n"), kernel::GREETING);
+    assert_is_a_user_without_rights(&lab);
     lab.remove_and_find_nothing();
     assert!(!vsock.exists());
+}
+
+/// Where this host gives VMs users of their own.
+fn assert_is_a_user_without_rights(lab: &Lab) {
+    let Some(user) = Separation::discover().identity(lab.vm) else {
+        return;
+    };
+    let user = user.able_to_open(&[Path::new("/dev/kvm"), Path::new("/dev/net/tun")]);
+    let pid = confined::pid_of(lab, of(VmmKind::Firecracker).marker(lab.vm));
+    confined::assert_has_no_rights(pid, &user);
 }
 
 #[test]
@@ -81,10 +95,10 @@ fn what_firecracker_refuses_is_told_in_its_own_words() {
         return;
     };
     lab.ensure_until("vmm");
-    std::fs::remove_file(lab.host.layout().work_disk(lab.vm)).unwrap();
+    std::fs::write(lab.host.layout().vsock(lab.vm), "in the way").unwrap();
     let fault = lab.host.ensure(&lab.step("configured")).unwrap_err();
     assert_eq!(fault.kind, FaultKind::Other);
-    assert!(fault.what.contains("PUT /drives/work"), "{fault}");
-    assert!(fault.what.contains("No such file"), "{fault}");
+    assert!(fault.what.contains("PUT /vsock"), "{fault}");
+    assert!(fault.what.contains("Address already in use"), "{fault}");
     lab.remove_and_find_nothing();
 }

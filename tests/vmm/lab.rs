@@ -14,7 +14,7 @@ use banger::model::ids::VmId;
 use banger::model::limits::Limits;
 use banger::model::net::NetMode;
 use banger::model::units::Bytes;
-use banger::model::vm::VmmKind;
+use banger::model::vm::{Confinement, VmmKind};
 use banger::plan::step::{GroupLimits, Machine, Presence, Step};
 use banger::vmm::initrd::OwnProgram;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -56,6 +56,7 @@ impl Lab {
                 net_bandwidth: Some(Bytes::mib(4)),
                 cpu_weight: None,
             },
+            confinement: Confinement::Direct,
         };
         let vm = VmId::from_bits(std::process::id() << 8 | vm);
         lay_out(&layout, vm, &machine);
@@ -208,7 +209,7 @@ pub fn program(name: &str) -> Option<PathBuf> {
 
 /// The programs of this test, by name.
 fn settings() -> Settings {
-    let named = ["vhost-device-vsock", "firecracker"]
+    let named = ["vhost-device-vsock", "firecracker", "jailer"]
         .into_iter()
         .filter_map(|name| Some((name.to_owned(), program(name)?)))
         .collect();

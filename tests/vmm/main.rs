@@ -6,6 +6,7 @@
 
 mod confined;
 mod firecracker;
+mod jailed;
 mod kernel;
 mod lab;
 #[path = "../support/mod.rs"]
@@ -213,6 +214,7 @@ fn launch(
         identity: None,
         directory: None,
         files: Vec::new(),
+        jail: None,
         errors: Errors::File(&folder.join("log")),
         input: None,
         output: None,

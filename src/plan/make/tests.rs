@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use crate::model::limits::Limits;
-use crate::model::vm::{ImageRef, InitMode, KernelRef, RootMode, VmmRequest};
+use crate::model::vm::{Confinement, ImageRef, InitMode, KernelRef, RootMode, VmmRequest};
 use crate::plan::operation::{Effect, Operation};
 use crate::plan::step::StepKind;
 
@@ -62,7 +62,7 @@ proptest! {
         vmm in prop::sample::select(VmmKind::ALL),
     ) {
         let vm = VmId::from_bits(bits);
-        let plan = run_plan(vm, &spec(net, root), Some(lease()), vmm);
+        let plan = run_plan(vm, &spec(net, root), Some(lease()), vmm, Confinement::Direct);
         prop_assert!(plan.iter().all(|step| step.vm() == vm));
         let kinds = kinds(&plan);
         let vmm_at = kinds.iter().position(|kind| *kind == StepKind::Vmm).unwrap();
@@ -87,7 +87,7 @@ proptest! {
     ) {
         let vm = VmId::from_bits(1);
         let disks = disk_plan(vm, &spec(net, root));
-        let run = run_plan(vm, &spec(net, root), Some(lease()), vmm);
+        let run = run_plan(vm, &spec(net, root), Some(lease()), vmm, Confinement::Direct);
         let mut operation = Operation::delete(&disks, &run);
         let mut undone = Vec::new();
         while let Some(effect) = operation.next() {
@@ -112,7 +112,7 @@ proptest! {
         for step in disk_plan(vm, &spec(net, root)) {
             prop_assert!(kinds(&all_disks).contains(&step.kind()));
         }
-        for step in run_plan(vm, &spec(net, root), Some(lease()), vmm) {
+        for step in run_plan(vm, &spec(net, root), Some(lease()), vmm, Confinement::Direct) {
             prop_assert!(kinds(&all_run).contains(&step.kind()));
         }
     }

@@ -49,6 +49,7 @@ fn facts() -> HostFacts {
     HostFacts {
         kvm: Fitness::Unfit("/dev/kvm does not exist".to_owned()),
         firecracker: Fitness::Unfit("no firecracker in PATH".to_owned()),
+        jailer: Fitness::Unfit("no jailer".to_owned()),
         qemu: Fitness::Fit,
         taps: Fitness::Fit,
         reflink: Fitness::Unfit("its file system cannot".to_owned()),

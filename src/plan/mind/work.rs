@@ -118,7 +118,8 @@ impl Mind {
         let run = RunToken(self.number());
         let vm = self.vms.get_mut(&id).expect("looked up just now");
         vm.run = Some(run);
-        vm.record.run_plan = make::run_plan(id, &vm.record.spec, vm.record.lease, choice.kind);
+        let (spec, lease) = (&vm.record.spec, vm.record.lease);
+        vm.record.run_plan = make::run_plan(id, spec, lease, choice.kind, choice.confinement);
         vm.record.vmm = Some(choice);
         vm.record.boot = None;
         vm.record.reason = None;

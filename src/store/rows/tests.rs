@@ -1,7 +1,7 @@
 //! Every row comes back as it went in, and the rows checked in are still read.
 
 use crate::model::limits::Limits;
-use crate::model::vm::{RootMode, VmmKind};
+use crate::model::vm::{Confinement, RootMode, VmmKind};
 use crate::plan::make;
 use crate::plan::step::{GroupLimits, Step};
 use crate::store::fixture::{image, kernel, vm, vm_of};
@@ -95,11 +95,38 @@ fn limits_come_back_and_rows_without_any_have_none() {
     };
     limited.grows = true;
     let (spec, kind) = (&limited.spec, VmmKind::QemuTcg);
-    limited.run_plan = make::run_plan(limited.id, spec, limited.lease, kind);
+    limited.run_plan = make::run_plan(limited.id, spec, limited.lease, kind, Confinement::Direct);
     let row = row_of(RowChange::PutVm(Box::new(limited.clone())));
     same_json(&row.1, include_str!("../samples/vm.v1-limits.json"));
     let loaded = read(vec![row], Vec::new(), Vec::new()).unwrap();
     assert_eq!(loaded.vms, [limited]);
+}
+
+#[test]
+fn a_confinement_comes_back_and_rows_without_one_are_direct() {
+    let mut jailed = vm();
+    let (kind, confinement) = (VmmKind::Firecracker, Confinement::Jailer);
+    let (spec, lease) = (&jailed.spec, jailed.lease);
+    jailed.run_plan = make::run_plan(jailed.id, spec, lease, kind, confinement);
+    jailed.vmm = Some(VmmChoice {
+        kind,
+        reason: "KVM runs ordinary guests".to_owned(),
+        confinement,
+        confinement_reason: None,
+    });
+    let row = row_of(RowChange::PutVm(Box::new(jailed.clone())));
+    same_json(&row.1, include_str!("../samples/vm.v1-jailed.json"));
+    let loaded = read(vec![row], Vec::new(), Vec::new()).unwrap();
+    assert_eq!(loaded.vms, [jailed.clone()]);
+
+    // As a version before there was a choice wrote the same, or a direct one with a reason.
+    let text = include_str!("../samples/vm.v1-jailed.json");
+    let before = text.replace(r#", "confinement": "jailer""#, "");
+    let row = ("0badcafe".to_owned(), before.into_bytes());
+    let loaded = read(vec![row], Vec::new(), Vec::new()).unwrap();
+    let choice = loaded.vms[0].vmm.as_ref().unwrap();
+    assert_eq!(choice.confinement, Confinement::Direct);
+    assert_ne!(loaded.vms[0].run_plan, jailed.run_plan);
 }
 
 #[test]

@@ -1,0 +1,187 @@
+//! The real Firecracker under its real jailer: shut in a root of its own, as the VM's
+//! user, in the VM's group; and nothing of the jail is on this machine, dead or alive.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use banger::host::Host;
+use banger::host::identity::{Identity, Separation};
+use banger::host::jail;
+use banger::model::vm::{Confinement, RootMode, VmmKind};
+use banger::plan::step::{FaultKind, Presence};
+use banger::vmm::of;
+
+use crate::confined::{pid_of, status};
+use crate::kernel;
+use crate::lab::{self, Lab, assert_sees};
+use crate::support::{DEADLINE, skip};
+
+/// A lab for a jailed Firecracker, and the VM's user; or a line that says why there is none.
+fn jailed(test: &str, vm: u32) -> Option<(Lab, Identity)> {
+    let mut lab = crate::firecracker::firecracker(test, vm)?;
+    lab.machine.confinement = Confinement::Jailer;
+    if let Err(why) = jail::fitness(&lab.host.settings().programs) {
+        skip(test, &why);
+        return None;
+    }
+    let user = Separation::discover().identity(lab.vm)?;
+    Some((lab, user))
+}
+
+/// This machine's mounts, as every process outside of a jail has them.
+fn mounts() -> String {
+    fs::read_to_string("/proc/self/mountinfo").unwrap()
+}
+
+/// What there is in a folder, and below it.
+fn names_below(folder: &Path) -> Vec<PathBuf> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && !path.is_symlink() {
+            names.extend(names_below(&path));
+        }
+        names.push(path);
+    }
+    names.sort();
+    names
+}
+
+fn pid(lab: &Lab) -> u32 {
+    pid_of(lab, of(VmmKind::Firecracker).marker(lab.vm))
+}
+
+#[test]
+fn a_jailed_firecracker_is_shut_in_and_runs_a_guest() {
+    let test = "a_jailed_firecracker_is_shut_in_and_runs_a_guest";
+    let Some((lab, user)) = jailed(test, 0x51) else {
+        return;
+    };
+    let before = mounts();
+    for word in ["vmm", "configured", "booted"] {
+        for _ in 0..2 {
+            lab.ensure_until(word);
+            assert_sees(&lab, word, Presence::Present);
+        }
+    }
+    assert_eq!(lab.console_with("runs\n"), kernel::GREETING);
+    assert_is_shut_in(&lab, pid(&lab), &user);
+    assert_eq!(
+        mounts(),
+        before,
+        "what is mounted is mounted for the jailed alone"
+    );
+    lab.remove_and_find_nothing();
+    assert_eq!(
+        names_below(&lab.host.layout().runtime),
+        [lab.host.layout().run_directories()]
+    );
+}
+
+/// By what the kernel says of it.
+fn assert_is_shut_in(lab: &Lab, pid: u32, user: &Identity) {
+    let (uid, gid) = (user.uid.to_string(), user.gid.to_string());
+    assert_eq!(status(pid, "Uid"), [&*uid; 4].join(" "));
+    assert_eq!(status(pid, "Gid"), [&*gid; 4].join(" "));
+    assert_eq!(status(pid, "Groups"), "");
+    assert_eq!(status(pid, "NoNewPrivs"), "1");
+    // SECCOMP_MODE_FILTER
+    assert_eq!(status(pid, "Seccomp"), "2");
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        assert_eq!(status(pid, set), "0000000000000000", "{set}");
+    }
+    // Of no use without a way to regain them: what the jailer's work took.
+    let bound = u64::from_str_radix(&status(pid, "CapBnd"), 16).unwrap();
+    let needed = jail::NEEDED.iter().map(|(one, _)| one.bits());
+    assert_eq!(bound, needed.fold(0, |all, one| all | one));
+    let membership = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let is_grouped = membership.contains(&format!("banger/{}", lab.vm));
+    assert_eq!(is_grouped, lab.host.vmms().groups().is_some());
+    assert_sees_its_own_files_only(lab, Path::new(&format!("/proc/{pid}/root")));
+}
+
+fn assert_sees_its_own_files_only(lab: &Lab, root: &Path) {
+    let layout = lab.host.layout();
+    let inside = |path: &Path| root.join(path.strip_prefix("/").unwrap());
+    let same = |path: &Path| {
+        let (here, there) = (
+            fs::metadata(path).unwrap(),
+            fs::metadata(inside(path)).unwrap(),
+        );
+        (here.dev(), here.ino()) == (there.dev(), there.ino())
+    };
+    assert!(same(&layout.work_disk(lab.vm)) && same(&layout.run_directory(lab.vm)));
+    for nothing in ["/etc", "/proc", "/sys", "/bin", "/old_root"] {
+        assert!(!inside(Path::new(nothing)).exists(), "{nothing}");
+    }
+    assert!(!inside(&layout.store()).exists());
+    assert!(!inside(&layout.console_log(lab.vm)).exists());
+    // What VMs share cannot be written there, whatever its mode.
+    let shared = inside(&layout.image_rootfs(&lab.machine.image));
+    let error = fs::File::options().write(true).open(shared).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+}
+
+#[test]
+fn a_jailed_firecracker_on_a_tap_runs_and_gives_it_back() {
+    let test = "a_jailed_firecracker_on_a_tap_runs_and_gives_it_back";
+    let Some((lab, _)) = jailed(test, 0x52) else {
+        return;
+    };
+    let lab = lab.on_a_tap();
+    let ran = lab::in_a_network_of_its_own("jail", || crate::runs_on_a_tap(&lab));
+    if !ran {
+        skip(test, "no network namespace can be made");
+    }
+}
+
+#[test]
+fn a_jailed_firecracker_that_is_killed_anywhere_leaves_nothing_and_starts_again() {
+    let test = "a_jailed_firecracker_that_is_killed_anywhere_leaves_nothing_and_starts_again";
+    let Some((lab, _)) = jailed(test, 0x53) else {
+        return;
+    };
+    let before = mounts();
+    for word in ["vmm", "configured", "booted"] {
+        lab.ensure_until(word);
+        let watched = lab.host.vmms().watch(lab.vm).unwrap().unwrap();
+        watched.kill().unwrap();
+        assert!(watched.ends_within(DEADLINE));
+        assert_sees(&lab, "vmm", Presence::Absent);
+        assert_eq!(mounts(), before);
+        let run = lab.host.layout().run_directory(lab.vm);
+        let rest = names_below(&lab.host.layout().runtime);
+        assert!(
+            rest.iter()
+                .all(|path| run.starts_with(path) || path.starts_with(&run)),
+            "{rest:?}"
+        );
+    }
+    lab.ensure_until("booted");
+    assert_eq!(lab.console_with("runs\n"), kernel::GREETING);
+    lab.remove_and_find_nothing();
+    assert_eq!(mounts(), before);
+}
+
+#[test]
+fn a_jail_that_cannot_be_made_is_told_and_leaves_nothing() {
+    let test = "a_jail_that_cannot_be_made_is_told_and_leaves_nothing";
+    let Some((mut lab, _)) = jailed(test, 0x54) else {
+        return;
+    };
+    let before = mounts();
+    lab.ensure_until("cgroup");
+    // A root that is a device, where there is a plain file.
+    lab.machine.root = RootMode::DmSnapshot;
+    fs::write(lab.host.layout().root_device(lab.vm), "no device").unwrap();
+    let fault = lab.host.ensure(&lab.step("vmm")).unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Exited);
+    assert!(fault.what.contains("make the jail"), "{fault}");
+    assert!(
+        fault.what.contains("root.device: it is no block device"),
+        "{fault}"
+    );
+    lab.remove_and_find_nothing();
+    assert_eq!(mounts(), before);
+}
