@@ -10,14 +10,11 @@
 
 mod support;
 
-use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
-use std::process::Command;
 use std::thread;
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use support::namespace::{Namespace, ip};
 use support::{Banger, is_root, skip};
 
 const IMAGE: &str = "debian-minimal";
@@ -26,43 +23,6 @@ const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 
 /// In the guest: says a word to the server and shows its answer.
 const CLIENT: &str = "exec 3<>/dev/tcp/198.51.100.2/7000 && echo hello >&3 && cat <&3";
-
-/// A network namespace, removed when dropped.
-struct Namespace {
-    name: String,
-}
-
-impl Namespace {
-    fn new(role: &str) -> Namespace {
-        let name = format!("bt-{role}-{}", std::process::id());
-        ip(&format!("netns add {name}"));
-        ip(&format!("-n {name} link set lo up"));
-        Namespace { name }
-    }
-
-    /// Moves the calling thread, and what it starts from now on.
-    fn enter(&self) {
-        let file = File::open(format!("/run/netns/{}", self.name));
-        let file = file.expect("iproute2 keeps namespaces there");
-        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
-            .expect("root may enter a namespace");
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        // Not asserted: a second panic would hide the first.
-        let _ = Command::new("ip")
-            .args(["netns", "delete", &self.name])
-            .status();
-    }
-}
-
-fn ip(arguments: &str) {
-    let output = Command::new("ip").args(arguments.split(' ')).output();
-    let output = output.expect("iproute2 is installed");
-    assert!(output.status.success(), "ip {arguments}: {output:?}");
-}
 
 /// Joins the two by a wire; the machine's way out leads through it.
 fn connect(machine: &Namespace, outside: &Namespace) {
@@ -80,14 +40,9 @@ fn connect(machine: &Namespace, outside: &Namespace) {
 /// Answers every client with the address that it seems to come from and what it said.
 /// For as long as the process lives: nobody waits for it.
 fn serve(outside: &Namespace) {
-    thread::scope(|scope| {
-        let bound = scope.spawn(|| {
-            outside.enter();
-            TcpListener::bind((OUTSIDE, 7000)).expect("the namespace is our own")
-        });
-        let listener = bound.join().expect("the port is free");
-        thread::spawn(move || listener.incoming().flatten().for_each(|one| answer(&one)));
-    });
+    let listener = outside.inside(|| TcpListener::bind((OUTSIDE, 7000)));
+    let listener = listener.expect("the namespace is our own");
+    thread::spawn(move || listener.incoming().flatten().for_each(|one| answer(&one)));
 }
 
 fn answer(client: &TcpStream) {
@@ -110,16 +65,7 @@ fn guest_reaches_the_outside_with_nat_only_and_in_the_hosts_name() {
     let (machine, outside) = (Namespace::new("m"), Namespace::new("o"));
     connect(&machine, &outside);
     serve(&outside);
-    // On a thread of its own: one that has changed its namespace does nothing else.
-    thread::scope(|scope| {
-        let tested = scope.spawn(|| {
-            machine.enter();
-            from_guests();
-        });
-        tested
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    });
+    machine.inside(from_guests);
 }
 
 /// Runs in the machine's namespace, daemon and all.

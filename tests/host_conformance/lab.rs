@@ -3,18 +3,16 @@
 
 use std::fs::File;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use banger::host::layout::Layout;
 use banger::host::program::Programs;
 use banger::host::{RealHost, Settings};
 use banger::vmm::initrd::OwnProgram;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+pub use crate::support::namespace::{Namespace, ip, run_program};
 use crate::support::seed;
 
 /// Long enough for a loaded machine; nothing waits for it when all is well.
@@ -22,8 +20,6 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub const UPLINK: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 pub const INTERNET: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
-
-static COUNT: AtomicU32 = AtomicU32::new(0);
 
 pub struct Lab {
     pub host: RealHost,
@@ -105,7 +101,7 @@ impl Lab {
         let program = OwnProgram::at(env!("CARGO_BIN_EXE_banger"));
         Lab {
             host: RealHost::with_program(layout, settings(), program),
-            machine: Namespace::new(),
+            machine: Namespace::new("machine"),
             internet: None,
             _disk: disk,
             _folder: folder,
@@ -114,7 +110,7 @@ impl Lab {
 
     /// Gives the machine an uplink to a namespace with one server in it.
     pub fn connect_to_internet(&mut self) -> UdpSocket {
-        let internet = Namespace::new();
+        let internet = Namespace::new("internet");
         let peer = internet.name.clone();
         ip(&format!(
             "link add up0 type veth peer name eth0 netns {peer}"
@@ -124,14 +120,7 @@ impl Lab {
         ip(&format!("-n {peer} addr add {INTERNET}/24 dev eth0"));
         ip(&format!("-n {peer} link set eth0 up"));
         ip(&format!("route add default via {INTERNET}"));
-        let entered = &internet;
-        let server = std::thread::scope(|scope| {
-            let bound = scope.spawn(move || {
-                entered.enter();
-                UdpSocket::bind("0.0.0.0:9").unwrap()
-            });
-            bound.join().unwrap()
-        });
+        let server = internet.inside(|| UdpSocket::bind("0.0.0.0:9").unwrap());
         server.set_read_timeout(Some(PATIENCE)).unwrap();
         self.internet = Some(internet);
         server
@@ -216,52 +205,5 @@ fn settings() -> Settings {
             PathBuf::new(),
         ),
         ..Settings::default()
-    }
-}
-
-/// Runs `ip` in the namespace of the calling thread.
-pub fn ip(arguments: &str) {
-    run_program("ip", arguments);
-}
-
-/// Runs a program in the namespace of the calling thread and gives its output.
-pub fn run_program(program: &str, arguments: &str) -> String {
-    let output = Command::new(program)
-        .args(arguments.split_whitespace())
-        .output()
-        .unwrap();
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "{program} {arguments}: {complaint}"
-    );
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-struct Namespace {
-    name: String,
-}
-
-impl Namespace {
-    fn new() -> Namespace {
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("bgrlab-{}-{count}", std::process::id());
-        ip(&format!("netns add {name}"));
-        ip(&format!("-n {name} link set lo up"));
-        Namespace { name }
-    }
-
-    fn enter(&self) {
-        let file = File::open(format!("/run/netns/{}", self.name)).unwrap();
-        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        // Not asserted: a second panic would hide the first.
-        let _ = Command::new("ip")
-            .args(["netns", "delete", &self.name])
-            .status();
     }
 }

@@ -13,9 +13,10 @@ use banger::host::link::Links;
 use banger::model::ids::VmId;
 use banger::plan::step::Outside;
 
-use super::guest::{BROADCAST, Envelope, Guest, Seen};
+use super::guest::{Guest, Seen};
 use super::lab::{self, INTERNET, Lab, PATIENCE, UPLINK, ip, run_program};
 use super::{rules, subnet, tap};
+use crate::support::frame::{BROADCAST, Envelope};
 
 pub const A: VmId = VmId::from_bits(0xa);
 pub const B: VmId = VmId::from_bits(0xb);

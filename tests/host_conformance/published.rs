@@ -7,13 +7,11 @@ use banger::host::Host;
 use banger::model::ids::VmId;
 use banger::plan::step::{FaultKind, Outside, Presence, Step};
 
-use super::guest::{Envelope, Seen};
+use super::guest::{PORT, Seen};
 use super::lab::{self, INTERNET, Lab, PATIENCE, UPLINK, run_program};
 use super::packets::{A, B, Scene, address_of, is_answer, next_payload, resolver, scene};
 use super::{make_and_remove_twice, subnet, tap};
-
-/// The guest's own port in every packet that it sends.
-const GUEST_PORT: u16 = 4000;
+use crate::support::frame::Envelope;
 
 fn publishing(vm: VmId, outside: Outside, ports: &[&str]) -> Step {
     Step::NetRules {
@@ -97,12 +95,12 @@ fn a_program_of_the_host_reaches_the_guest_by_its_loopback_address_and_nobody_el
             (b"answer".as_slice(), "127.0.0.1:18080")
         );
         server.send_to(b"intruder", (UPLINK, 18080)).unwrap();
-        server.send_to(b"intruder", (UPLINK, GUEST_PORT)).unwrap();
+        server.send_to(b"intruder", (UPLINK, PORT)).unwrap();
         let other = scene.b.envelope(scene.gateway_mac, subnet().gateway());
         scene.b.send_udp(other, 18080, b"intruder");
         scene.b.receive_until(|seen| *seen == Seen::Prohibited);
         resolver
-            .send_to(b"answer", (scene.a.address, GUEST_PORT))
+            .send_to(b"answer", (scene.a.address, PORT))
             .unwrap();
         let seen = scene.a.receive_until(is_answer);
         assert!(!seen.iter().any(says(b"intruder")), "{seen:?}");
@@ -117,7 +115,7 @@ fn without_its_element_a_published_port_leads_nowhere() {
         run_program("nft", "flush map inet banger_banger0 published");
         client.send_to(b"question", "127.0.0.1:18080").unwrap();
         resolver
-            .send_to(b"answer", (scene.a.address, GUEST_PORT))
+            .send_to(b"answer", (scene.a.address, PORT))
             .unwrap();
         let seen = scene.a.receive_until(is_answer);
         assert!(!seen.iter().any(says(b"question")), "{seen:?}");
@@ -182,7 +180,7 @@ fn another_machine_reaches_what_is_published_for_it_and_no_more() {
                 // Another port: the answers of both ways would look alike.
                 let direct = (scene.a.address, 7);
                 server.send_to(payload, direct).unwrap();
-                server.send_to(payload, (UPLINK, GUEST_PORT)).unwrap();
+                server.send_to(payload, (UPLINK, PORT)).unwrap();
                 server.send_to(b"last", (UPLINK, 18080)).unwrap();
                 let seen = scene.a.receive_until(says(b"last"));
                 seen.iter().any(says(payload))

@@ -11,6 +11,8 @@
 //! | [`census::Census`] | what exists on this host, to compare before and after |
 //! | [`fail_point::FailPoint`] | interrupts the daemon at a named place |
 //! | [`disk::SmallDisk`] | a disk to fill |
+//! | [`namespace::Namespace`] | a network of a test's own |
+//! | [`frame::Envelope`] | frames written byte by byte |
 //! | [`inside::Inside`] | tests of this very binary, run again inside a guest |
 //! | [`image::add`] | an image of a test's own |
 //! | [`skip`] | a test whose host lacks something says so by name |
@@ -28,8 +30,10 @@ pub mod census;
 pub mod disk;
 pub mod events;
 pub mod fail_point;
+pub mod frame;
 pub mod image;
 pub mod inside;
+pub mod namespace;
 pub mod running;
 pub mod seed;
 pub mod terminal;

@@ -127,17 +127,21 @@ impl Running {
     /// Waits until standard output holds this text, and takes what there is.
     #[track_caller]
     pub fn wait_for_output(&self, text: &str) {
+        let out = self.output_up_to(text, super::DEADLINE);
+        let error = self.stderr.take();
+        let error = String::from_utf8_lossy(&error);
+        assert!(out.contains(text), "no {text:?} in: {out}\nstderr: {error}");
+    }
+
+    /// Takes what is on standard output once it holds this text, has ended, or the
+    /// deadline has passed.
+    pub fn output_up_to(&self, text: &str, deadline: Duration) -> String {
         let holds = |seen: &Seen| {
             let parts = &mut seen.bytes.windows(text.len());
             parts.any(|part| part == text.as_bytes()) || seen.ended
         };
-        self.stdout.wait(super::DEADLINE, holds);
-        let (out, error) = (self.stdout.take(), self.stderr.take());
-        let (out, error) = (
-            String::from_utf8_lossy(&out),
-            String::from_utf8_lossy(&error),
-        );
-        assert!(out.contains(text), "no {text:?} in: {out}\nstderr: {error}");
+        self.stdout.wait(deadline, holds);
+        String::from_utf8_lossy(&self.stdout.take()).into_owned()
     }
 
     /// The process's id.
