@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::durable::sync_name;
+
 /// An incomplete file that will be known as `name`.
 #[derive(Debug)]
 pub struct Aside {
@@ -68,8 +70,8 @@ impl Aside {
         }
     }
 
-    /// Makes the content durable, then gives the file its name. A file that has this
-    /// name already stays as it is and is the one that counts.
+    /// Makes the content durable, then gives the file its name, and that too. A file that
+    /// has this name already stays as it is and is the one that counts.
     pub fn finish(self) -> io::Result<()> {
         self.file.sync_data()?;
         let from = self
@@ -77,7 +79,7 @@ impl Aside {
             .clone()
             .unwrap_or_else(|| PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd())));
         match rustix::fs::linkat(CWD, &from, CWD, &self.name, AtFlags::SYMLINK_FOLLOW) {
-            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Ok(()) | Err(Errno::EXIST) => sync_name(&self.name),
             Err(error) => Err(error.into()),
         }
     }

@@ -16,6 +16,7 @@ use crate::model::units::Bytes;
 use crate::plan::step::{Fault, FaultKind, Presence};
 
 use super::disk;
+use super::durable::sync_name;
 use super::fault::fault;
 
 /// How much is copied when a part of the root is first written: 16 KiB, by the
@@ -34,7 +35,8 @@ pub fn length_for(root: Bytes) -> Bytes {
     Bytes((1 + chunks + areas) * CHUNK.0)
 }
 
-/// Makes the store if there is none, and longer if it is too short.
+/// Makes the store if there is none, and longer if it is too short; on the disk when it
+/// returns.
 pub fn ensure(path: &Path, root: Bytes) -> Result<(), Fault> {
     let length = length_for(root);
     let attempt = || format!("make snapshot store {} for {root}", path.display());
@@ -51,7 +53,8 @@ pub fn ensure(path: &Path, root: Bytes) -> Result<(), Fault> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false).mode(0o600);
     let file = options.open(path).map_err(failed)?;
-    file.set_len(length.0).map_err(failed)?;
+    let made = file.set_len(length.0).and_then(|()| file.sync_all());
+    made.and_then(|()| sync_name(path)).map_err(failed)?;
     match probe(path, root)? {
         Presence::Present => Ok(()),
         Presence::Absent | Presence::Different => Err(Fault::new(

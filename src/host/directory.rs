@@ -1,4 +1,4 @@
-//! A VM's two folders: made private, removed whole.
+//! A VM's two folders: made private, removed whole, both on the disk when that is reported.
 //!
 //! Nothing here follows a symbolic link inside a folder: what a guest's VMM (or an
 //! attacker as the same user) left there is removed as a link, never through it.
@@ -10,6 +10,7 @@ use std::path::Path;
 
 use crate::plan::step::{Fault, FaultKind, Presence};
 
+use super::durable::sync_name;
 use super::fault::fault;
 
 /// Sockets and disks are nobody else's business.
@@ -31,11 +32,7 @@ pub enum Access {
 /// Makes the folder, and its parents, private, where they are missing.
 pub fn ensure(path: &Path, access: Access) -> Result<(), Fault> {
     if probe(path, access)? == Presence::Absent {
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(PRIVATE);
-        builder
-            .create(path)
-            .map_err(|error| fault(attempt("create", path), error))?;
+        create(path).map_err(|error| fault(attempt("create", path), error))?;
     }
     let found =
         fs::symlink_metadata(path).map_err(|error| fault(attempt("examine", path), error))?;
@@ -59,6 +56,15 @@ pub fn ensure(path: &Path, access: Access) -> Result<(), Fault> {
     closed
         .and_then(|mode| set_mode(path, &found, mode))
         .map_err(|error| fault(attempt("set who may use", path), error))
+}
+
+/// Makes the folder and its missing parents, whose names are on the disk afterwards.
+fn create(path: &Path) -> io::Result<()> {
+    let missing = path.ancestors().take_while(|folder| !folder.exists());
+    let missing: Vec<&Path> = missing.collect();
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(PRIVATE).create(path)?;
+    missing.into_iter().rev().try_for_each(sync_name)
 }
 
 /// Lets others go through a folder of ours, without seeing what is in it.
@@ -87,9 +93,11 @@ pub fn absent(path: &Path) -> Result<(), Fault> {
         Err(error) => Err(error),
     };
     match removed {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(fault(attempt("remove", path), error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(fault(attempt("remove", path), error))
+        }
+        // Also where it was gone: an attempt before this one may have failed right here.
+        _ => sync_name(path).map_err(|error| fault(attempt("remove", path), error)),
     }
 }
 

@@ -39,9 +39,13 @@ fn cause(error: &io::Error) -> String {
     let text = error.to_string();
     let words = text.split(" (os error").next().unwrap_or(&text);
     let mut letters = words.chars();
-    match letters.next() {
-        Some(first) => first.to_lowercase().chain(letters).collect(),
-        None => "unknown error".to_owned(),
+    match (letters.next(), letters.clone().next()) {
+        (Some(first), Some(second)) if second.is_lowercase() => {
+            first.to_lowercase().chain(letters).collect()
+        }
+        // `I/O error`: no word that only stands first.
+        (Some(_), _) => words.to_owned(),
+        (None, _) => "unknown error".to_owned(),
     }
 }
 
@@ -64,7 +68,11 @@ mod tests {
 
     #[test]
     fn the_text_names_attempt_and_cause_without_numbers() {
-        let fault = fault("add tap bgr-0000002a", Errno::PERM);
-        assert_eq!(fault.what, "add tap bgr-0000002a: operation not permitted");
+        let refused = fault("add tap bgr-0000002a", Errno::PERM);
+        assert_eq!(
+            refused.what,
+            "add tap bgr-0000002a: operation not permitted"
+        );
+        assert_eq!(fault("read x", Errno::IO).what, "read x: I/O error");
     }
 }

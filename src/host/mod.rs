@@ -5,7 +5,7 @@
 //! step holds no path; [`layout`] derives it. No policy here, no retry, no logging:
 //! the plan decides on the [`Fault`].
 //!
-//! Reading order: [`layout`], [`directory`], [`disk`] ([`sparse`], [`aside`]), [`reflink`],
+//! Reading order: [`layout`], [`directory`] ([`durable`]), [`disk`] ([`sparse`], [`aside`]), [`reflink`],
 //! [`cow`], [`loopdev`], [`dm`] ([`uevent`]),
 //! [`tap`], [`tap_limit`], [`bridge`] ([`link`], [`sysctl`]), [`tables`], [`rules`], [`nft`],
 //! [`published`], [`forwarding`],
@@ -24,6 +24,7 @@ pub mod cow;
 pub mod directory;
 pub mod disk;
 pub mod dm;
+pub mod durable;
 pub mod facts;
 pub mod fault;
 pub mod firewall;

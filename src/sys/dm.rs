@@ -169,6 +169,19 @@ impl Control {
         self.call(raw::DM_DEV_SUSPEND, request).map(drop)
     }
 
+    /// Tells the first target of a device something, in words of that target.
+    ///
+    /// # Errors
+    /// `EINVAL`: it does not take messages, or not this one.
+    pub fn message(&self, name: &str, message: &str) -> io::Result<()> {
+        let request = Request {
+            name,
+            message,
+            ..Request::default()
+        };
+        self.call(raw::DM_TARGET_MSG, request).map(drop)
+    }
+
     /// The device of this name; `None` where there is none.
     pub fn find(&self, name: &str) -> io::Result<Option<Device>> {
         let request = Request {

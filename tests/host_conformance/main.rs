@@ -5,13 +5,19 @@
 #![allow(clippy::unwrap_used, reason = "a test's helper fails its test")]
 #![allow(clippy::print_stdout, reason = "a skipped test says so")]
 
+mod barriers;
 mod both;
 mod cgroup;
+mod faulty_disk;
 mod firewalls;
 mod guest;
+mod in_a_guest;
 mod lab;
 mod limits;
+mod mapped;
 mod packets;
+mod place;
+mod power;
 mod published;
 mod real;
 mod roots;
@@ -24,6 +30,7 @@ mod tiny_kernel;
 #[allow(dead_code, reason = "the simulation uses the rest")]
 #[path = "../../src/sim/world.rs"]
 mod world;
+mod write_log;
 
 use std::net::Ipv4Addr;
 

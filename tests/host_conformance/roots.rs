@@ -7,146 +7,15 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
 
-use banger::host::layout::Layout;
 use banger::host::loopdev::{self, Role};
-use banger::host::{Host, RealHost, Settings, cow, dm, reflink};
-use banger::model::ids::{ContentId, VmId};
+use banger::host::{Host, cow, dm, reflink};
 use banger::model::units::Bytes;
 use banger::plan::step::{FaultKind, Presence, Step};
 use banger::plan::store_level::StoreState;
 
 use super::make_and_remove_twice;
-use super::support::Banger;
-use super::support::inside::Inside;
-
-/// The tests that a guest with device-mapper runs too.
-const IN_A_GUEST: [&str; 10] = [
-    "roots::loop_devices_are_made_and_removed_twice",
-    "roots::a_device_in_use_is_busy_lets_go_with_its_user_and_is_not_taken_for_a_good_one",
-    "roots::every_object_of_a_snapshot_is_made_and_removed_twice",
-    "roots::a_snapshot_shows_the_image_keeps_changes_and_leaves_the_image_alone",
-    "roots::a_snapshot_in_use_is_busy_and_goes_with_its_user",
-    "roots::a_half_made_snapshot_is_seen_and_made_whole",
-    "roots::a_whole_root_can_change_without_overflow_and_its_level_is_told",
-    "roots::a_store_that_is_full_refuses_changes_keeps_what_it_has_and_grows",
-    "roots::a_store_that_could_not_be_written_is_refused_with_the_way_out",
-    "roots::our_devices_are_listed_by_vm",
-];
-
-const BASE: Bytes = Bytes::mib(16);
-const ROOT: Bytes = Bytes::mib(64);
-
-static NEXT: AtomicU32 = AtomicU32::new(0);
-
-/// A host with an image and the folders of one VM; dropping it removes what the VM has.
-struct Place {
-    host: RealHost,
-    vm: VmId,
-    _folder: tempfile::TempDir,
-}
-
-impl Place {
-    fn new() -> Place {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let vm = VmId::from_bits(std::process::id() << 8 | number);
-        let folder = tempfile::tempdir().unwrap();
-        Place::at(vm, folder)
-    }
-
-    fn at(vm: VmId, folder: tempfile::TempDir) -> Place {
-        let below = |name: &str| folder.path().join(name);
-        let layout = Layout {
-            state: below("state"),
-            cache: below("cache"),
-            runtime: below("run"),
-        };
-        let image = layout.image_rootfs(&image());
-        fs::create_dir_all(image.parent().unwrap()).unwrap();
-        let file = File::create(&image).unwrap();
-        file.set_len(BASE.0).unwrap();
-        file.write_all_at(b"the image", 4096).unwrap();
-        let host = RealHost::new(layout, Settings::default());
-        for step in [Step::VmDirectory { vm }, Step::RunDirectory { vm }] {
-            host.ensure(&step).unwrap();
-        }
-        Place {
-            host,
-            vm,
-            _folder: folder,
-        }
-    }
-
-    fn base_loop(&self) -> Step {
-        Step::BaseLoop {
-            vm: self.vm,
-            image: image(),
-        }
-    }
-
-    fn cow_loop(&self) -> Step {
-        Step::CowLoop {
-            vm: self.vm,
-            size: ROOT,
-        }
-    }
-
-    fn cow_file(&self) -> Step {
-        Step::CowFile {
-            vm: self.vm,
-            size: ROOT,
-        }
-    }
-
-    /// What a snapshot root is made of, in order.
-    fn steps(&self) -> [Step; 4] {
-        let snapshot = Step::DmSnapshot {
-            vm: self.vm,
-            size: ROOT,
-        };
-        [self.cow_file(), self.base_loop(), self.cow_loop(), snapshot]
-    }
-
-    /// The one device with this role.
-    fn device(&self, role: Role) -> PathBuf {
-        let found = loopdev::find(&loopdev::tag(self.vm, role)).unwrap();
-        assert_eq!(found.len(), 1, "{found:?}");
-        PathBuf::from(format!("/dev/loop{}", found[0].number))
-    }
-
-    fn root(&self) -> PathBuf {
-        self.host.layout().root_device(self.vm)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        for step in self.steps().iter().rev() {
-            let _ = self.host.absent(step);
-        }
-    }
-}
-
-fn image() -> ContentId {
-    "00000000000000aa".parse().unwrap()
-}
-
-/// Runs a test where loop devices may be bound, or says why not.
-fn with_loops(name: &str, test: impl FnOnce(Place)) {
-    match loopdev::fitness() {
-        Ok(()) => test(Place::new()),
-        Err(why) => println!("skipped: {name}: {why}"),
-    }
-}
-
-/// Runs a test where snapshots may be made, or says why not.
-fn with_snapshots(name: &str, test: impl FnOnce(Place)) {
-    match dm::fitness() {
-        Ok(()) => test(Place::new()),
-        Err(why) => println!("skipped: {name}: {why}"),
-    }
-}
+use super::place::{Place, ROOT, image, with_loops, with_snapshots};
 
 fn read(path: &PathBuf, at: u64, length: usize) -> std::io::Result<Vec<u8>> {
     let mut bytes = vec![0; length];
@@ -471,17 +340,6 @@ fn our_devices_are_listed_by_vm() {
         let names: Vec<_> = ours.iter().filter(|(of, _)| *of == vm).collect();
         assert_eq!(names.len(), 2, "{ours:?}");
     });
-}
-
-#[test]
-fn device_mapper_steps_hold_on_the_kernel_of_a_guest() {
-    let banger = Banger::with_images(&["debian-bookworm"]);
-    banger.ok(&["vm", "run", "-d", "--name", "a"]);
-    banger.exec("a", &["modprobe", "-a", "dm-snapshot", "dm-zero", "loop"]);
-    let inside = Inside::bring(&banger, "a");
-    for test in IN_A_GUEST {
-        inside.run(test);
-    }
 }
 
 /// Makes an object and tells how long that took: for docs/disks.md, and judged by nobody.

@@ -9,13 +9,24 @@
 //!
 //! The inner test is run here too, as any other test is; what it does not find here, it
 //! finds in the guest. A skipped inner test fails the outer one.
+//!
+//! A test that takes several boots has parts: run by itself it is the outer one and tells
+//! the inner ones by a variable which part is theirs ([`part`]).
 
 use super::Banger;
+use super::running::Running;
 
 /// Where the guest has the test binary.
 const BINARY: &str = "/root/inside";
 /// The binary under test, in a guest: the agent is one of its roles.
 const BANGER: &str = "/run/banger/agent";
+/// Tells an inner test its part.
+const PART: &str = "BANGER_TEST_PART";
+
+/// The part of this test that it is to play; `None` where it was not started by another.
+pub fn part() -> Option<String> {
+    std::env::var(PART).ok()
+}
 
 /// A guest that has this test binary.
 pub struct Inside<'a> {
@@ -36,13 +47,34 @@ impl<'a> Inside<'a> {
         Inside { banger, vm }
     }
 
+    /// The binary that was copied into this VM before, and is there yet.
+    pub fn again(banger: &'a Banger, vm: &'a str) -> Inside<'a> {
+        Inside { banger, vm }
+    }
+
     /// Runs the test of exactly this name as root of the guest. It must pass there, and
     /// must have found what it needs. Returns what it printed.
     #[track_caller]
     pub fn run(&self, test: &str) -> String {
-        let script = format!(
-            "BANGER_BIN={BANGER} exec {BINARY} --exact {test} --nocapture --test-threads=1"
-        );
+        self.run_with(test, "")
+    }
+
+    /// Runs one part of the test of this name.
+    #[track_caller]
+    pub fn run_part(&self, test: &str, part: &str) -> String {
+        self.run_with(test, &format!("{PART}={part}"))
+    }
+
+    /// Begins one part of the test of this name, and does not wait for its end.
+    pub fn start_part(&self, test: &str, part: &str) -> Running {
+        let script = script(test, &format!("{PART}={part}"));
+        let command = ["vm", "exec", self.vm, "--", "sh", "-c", &script];
+        self.banger.start(&command)
+    }
+
+    #[track_caller]
+    fn run_with(&self, test: &str, variables: &str) -> String {
+        let script = script(test, variables);
         let ran = self
             .banger
             .run(&["vm", "exec", self.vm, "--", "sh", "-c", &script]);
@@ -52,4 +84,10 @@ impl<'a> Inside<'a> {
         assert!(!text.contains("skipped: "), "in {}: {text}", self.vm);
         text
     }
+}
+
+fn script(test: &str, variables: &str) -> String {
+    format!(
+        "BANGER_BIN={BANGER} {variables} exec {BINARY} --exact {test} --nocapture --test-threads=1"
+    )
 }

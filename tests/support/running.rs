@@ -126,11 +126,12 @@ impl Running {
 
     /// Waits until standard output holds this text, and takes what there is.
     #[track_caller]
-    pub fn wait_for_output(&self, text: &str) {
+    pub fn wait_for_output(&self, text: &str) -> String {
         let out = self.output_up_to(text, super::DEADLINE);
         let error = self.stderr.take();
         let error = String::from_utf8_lossy(&error);
         assert!(out.contains(text), "no {text:?} in: {out}\nstderr: {error}");
+        out
     }
 
     /// Takes what is on standard output once it holds this text, has ended, or the

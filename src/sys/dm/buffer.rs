@@ -69,6 +69,8 @@ pub(super) struct Request<'a> {
     pub(super) flags: u32,
     pub(super) event_nr: u32,
     pub(super) table: &'a [Target],
+    /// For the first target of a device; none if it is empty.
+    pub(super) message: &'a str,
 }
 
 impl Request<'_> {
@@ -90,7 +92,10 @@ impl Request<'_> {
         };
         put(&mut header.name, self.name)?;
         put(&mut header.uuid, self.uuid)?;
-        let mut bytes = encode_table(self.table)?;
+        let mut bytes = match self.message {
+            "" => encode_table(self.table)?,
+            message => encode_message(message),
+        };
         if HEADER + bytes.len() > room {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -128,6 +133,14 @@ fn encode_table(table: &[Target]) -> io::Result<Vec<u8>> {
         bytes.resize(from + size, 0);
     }
     Ok(bytes)
+}
+
+/// `struct dm_target_msg`: the sector of the target that is meant, the text, a NUL.
+fn encode_message(text: &str) -> Vec<u8> {
+    let mut bytes = 0_u64.to_ne_bytes().to_vec();
+    bytes.extend(text.as_bytes());
+    bytes.push(0);
+    bytes
 }
 
 impl Header {
@@ -319,6 +332,17 @@ mod tests {
         let names = read_names(&bytes).unwrap();
         assert_eq!(names, ["bgr-0000002a", "other"]);
         assert_eq!(read_names(&[0; 16]), Some(Vec::new()));
+    }
+
+    #[test]
+    fn a_message_is_for_the_target_of_the_first_sector() {
+        let request = Request {
+            message: "mark here",
+            ..Request::default()
+        };
+        let answer = Answer::decode(request.encode(4096).unwrap());
+        assert_eq!(read_u64(answer.data(), 0), Some(0));
+        assert_eq!(text(&answer.data()[8..]).unwrap(), "mark here");
     }
 
     #[test]
