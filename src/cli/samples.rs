@@ -34,6 +34,7 @@ pub fn vm(id: &str, name: &str) -> VmView {
         workdir: None,
         limits: Limits::default(),
         limits_note: None,
+        limits_missing: None,
         created_at: 0,
         started_at: None,
         boot_phases: Vec::new(),

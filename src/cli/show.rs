@@ -97,6 +97,7 @@ fn limits(vm: &VmView) -> impl Iterator<Item = (&'static str, String)> {
         ("disk limit", disk_limit(&vm.limits)),
         ("net limit", vm.limits.net_bandwidth.map(each_way)),
         ("cpu weight", vm.limits.cpu_weight.map(weight)),
+        ("limits", vm.limits_missing.clone()),
     ];
     all.into_iter()
         .filter_map(|(name, value)| value.map(|value| (name, value)))

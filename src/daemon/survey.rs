@@ -111,7 +111,7 @@ fn folders(look: &Look<'_>) -> Result<Vec<Found>, Fault> {
         let users = with_markers(look, vm).map_err(|error| fault("list processes", error))?;
         let stranger = users.iter().find(|user| {
             let traces = Traces::of(user.pid());
-            traces.works_in == work_directory(layout) && !traces.are_of(layout)
+            traces.are_in_runtime_of(layout) && !traces.are_of(layout)
         });
         let whose = match stranger {
             None => Whose::Ours,
@@ -231,6 +231,13 @@ impl Traces {
         }
     }
 
+    /// Who is jailed works nowhere, but names its sockets whole.
+    fn are_in_runtime_of(&self, layout: &Layout) -> bool {
+        let runtime = real(&layout.runtime);
+        self.works_in == work_directory(layout)
+            || self.roots.iter().any(|root| real(root) == runtime)
+    }
+
     /// Something of this installation, and nothing of another.
     fn are_of(&self, layout: &Layout) -> bool {
         let own = [real(&layout.state), real(&layout.runtime)];
@@ -240,7 +247,7 @@ impl Traces {
     }
 }
 
-/// `ROOT` of `ROOT/vms/<id>/…`.
+/// `ROOT` of `ROOT/vms/<id>/…`. In a jail files have the names that they have here.
 fn root_of(path: &Path) -> Option<PathBuf> {
     let text = path.to_str()?;
     let (root, rest) = text.split_once("/vms/")?;

@@ -50,6 +50,7 @@ pub fn vm(record: &VmRecord, layout: &Layout, facts: &HostFacts, pid: Option<u32
         workdir: spec.workdir.clone(),
         limits: spec.limits.into(),
         limits_note: facts.weight_note(&spec.limits),
+        limits_missing: facts.missing_limits(),
         created_at: record.created_at,
         started_at: record.started_at,
         boot_phases: boot.map(|boot| boot.phases.clone()).unwrap_or_default(),

@@ -147,6 +147,7 @@ fn plan_facts(
         reflink: fit(reflink::fitness(&layout.state)),
         device_mapper: fit(dm::fitness()),
         cpu_weight: fit(cgroup::cpu_weights()),
+        limits: fit(cgroup::limits()),
         subnet: config.subnet(),
         memory: facts::memory(),
         catalog_images: catalog

@@ -28,6 +28,9 @@ use super::process::ready_for;
 /// How long killed processes may take to vanish.
 const EMPTY_LIMIT: Duration = Duration::from_secs(10);
 
+/// What VMs are limited by.
+const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+
 /// Our folder in a cgroup v2 hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Groups {
@@ -56,7 +59,7 @@ impl Groups {
         let listed = fs::read_to_string(self.root().join("cgroup.controllers"));
         let listed = listed.unwrap_or_default();
         let has = |name: &&str| listed.split_whitespace().any(|word| word == *name);
-        ["cpu", "memory", "pids"].into_iter().filter(has).collect()
+        CONTROLLERS.into_iter().filter(has).collect()
     }
 
     fn root(&self) -> &Path {
@@ -109,6 +112,31 @@ pub fn cpu_weights() -> Result<(), String> {
         Some(groups) if groups.controllers().contains(&"cpu") => Ok(()),
         Some(_) => Err("the control groups of version 2 have no cpu controller".to_owned()),
     }
+}
+
+/// Whether everything that a VM's processes take can be limited here; if not, what cannot.
+///
+/// # Errors
+/// For people: `cpu and memory not held: …`.
+pub fn limits() -> Result<(), String> {
+    let groups = Groups::discover();
+    missing_limits(groups.as_ref().map(Groups::controllers).as_deref())
+}
+
+/// `None`: there are no groups.
+fn missing_limits(controllers: Option<&[&str]>) -> Result<(), String> {
+    let missing = |one: &&str| !controllers.is_some_and(|all| all.contains(one));
+    let missing: Vec<&str> = CONTROLLERS.into_iter().filter(missing).collect();
+    let missing = match missing.split_last() {
+        None => return Ok(()),
+        Some((last, [])) => (*last).to_owned(),
+        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
+    };
+    let why = match controllers {
+        None => "no control groups of version 2 that we may use",
+        Some(_) => "the control groups of version 2 have no controller for it here",
+    };
+    Err(format!("{missing} not held: {why}"))
 }
 
 /// Makes the VM's group, with what its members may take. A limit that no controller keeps
@@ -275,6 +303,16 @@ mod tests {
             mount_points(table),
             [PathBuf::from("/sys/fs/cgroup/unified")]
         );
+    }
+
+    #[test]
+    fn what_no_controller_holds_is_named() {
+        assert_eq!(missing_limits(Some(&["pids", "memory", "cpu"])), Ok(()));
+        let why = |controllers| missing_limits(controllers).unwrap_err();
+        let none = why(None);
+        assert!(none.starts_with("cpu, memory and pids not held: no control groups"));
+        assert!(why(Some(&["pids"])).starts_with("cpu and memory not held: "));
+        assert!(why(Some(&["cpu", "pids"])).starts_with("memory not held: "));
     }
 
     #[test]

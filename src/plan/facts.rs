@@ -30,6 +30,8 @@ pub struct HostFacts {
     pub device_mapper: Fitness,
     /// Whether a VM's share of the processors can be set.
     pub cpu_weight: Fitness,
+    /// Whether all that a VM's processes take can be limited; if not, what cannot.
+    pub limits: Fitness,
     /// The network of our bridge.
     pub subnet: Subnet,
     /// Main memory of this machine, without its swap.
@@ -162,6 +164,14 @@ impl HostFacts {
         }
     }
 
+    /// Which limits no VM is held to here, and why.
+    pub fn missing_limits(&self) -> Option<String> {
+        match &self.limits {
+            Fitness::Fit => None,
+            Fitness::Unfit(what) => Some(what.clone()),
+        }
+    }
+
     /// The network of a VM under this VMM, with what is worth saying about it.
     pub fn choose_net(
         &self,
@@ -273,6 +283,7 @@ mod tests {
             reflink,
             device_mapper,
             cpu_weight: Fitness::Fit,
+            limits: Fitness::Fit,
             subnet: "172.30.0.0/24".parse().unwrap(),
             catalog_images: Vec::new(),
             catalog_kernels: Vec::new(),

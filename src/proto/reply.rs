@@ -220,6 +220,10 @@ pub struct VmView {
     /// Why one of them has no effect here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits_note: Option<String>,
+    /// What its processes are not held to on this machine, and why: `cpu and memory not
+    /// held: …`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits_missing: Option<String>,
     /// Seconds since the epoch.
     pub created_at: u64,
     /// Seconds since the epoch of the last start that reached ready.

@@ -200,6 +200,7 @@ fn vm_view() -> VmView {
         workdir: Some("/root/repo".to_owned()),
         limits: limits(),
         limits_note: None,
+        limits_missing: Some("cpu not held: no controller".to_owned()),
         created_at: 1_795_000_000,
         started_at: Some(1_795_000_002),
         boot_phases: vec![("init".to_owned(), 1550)],

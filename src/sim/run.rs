@@ -129,6 +129,7 @@ pub(super) fn facts() -> HostFacts {
         reflink: Fitness::Unfit("no shared blocks".to_owned()),
         device_mapper: Fitness::Unfit("no device-mapper".to_owned()),
         cpu_weight: Fitness::Fit,
+        limits: Fitness::Fit,
         subnet: "10.0.0.0/28".parse().unwrap(),
         memory: Bytes::gib(64),
         catalog_images: ["small", "twin", "large"]

@@ -405,18 +405,15 @@ impl World {
             Step::Vmm { machine, .. } => {
                 let needed = [K::RunDirectory, K::VmDirectory, K::Cgroup];
                 lacks(&needed, FaultKind::Missing)?;
+                lacks(&[root(machine), K::WorkDisk], FaultKind::Missing)?;
                 match machine.kind {
                     VmmKind::Firecracker => Ok(()),
                     VmmKind::QemuKvm | VmmKind::QemuTcg => {
-                        lacks(&[root(machine), K::WorkDisk], FaultKind::Missing)?;
                         lacks(&[K::VsockBackend], FaultKind::Exited)
                     }
                 }
             }
-            Step::Configured { machine, .. } if machine.kind == VmmKind::Firecracker => {
-                self.call(step)?;
-                lacks(&[root(machine), K::WorkDisk], FaultKind::Other)
-            }
+            // Files that it was given open, or that are bound in its jail, it has.
             Step::Configured { .. } | Step::Booted { .. } => self.call(step),
             Step::Ready { .. } if self.is_reachable(vm) => Ok(()),
             Step::Ready { .. } => Err(fault(step, FaultKind::Timeout)),

@@ -198,7 +198,7 @@ fn settings() -> Settings {
         let named = std::env::var_os(variable).map(PathBuf::from);
         Some((name.to_owned(), named.or_else(|| seed::find_tool(name))?))
     };
-    let named = ["vhost-device-vsock", "firecracker"];
+    let named = ["vhost-device-vsock", "firecracker", "jailer"];
     Settings {
         programs: Programs::new(
             named.into_iter().filter_map(program).collect(),

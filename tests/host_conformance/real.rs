@@ -12,7 +12,7 @@ use std::time::Duration;
 use banger::host::identity::owners;
 use banger::host::loopdev::{self, Role};
 use banger::host::process::{Marker, find, kill_all};
-use banger::host::{Host, disk, dm, reflink};
+use banger::host::{Host, disk, dm, jail, reflink};
 use banger::model::ids::VmId;
 use banger::model::net::NetMode;
 use banger::model::vm::VmmKind;
@@ -50,6 +50,7 @@ pub fn lack(lab: &Lab, need: Need) -> Option<&'static str> {
         Need::Qemu if !has("vhost-device-vsock") => Some("needs vhost-device-vsock"),
         Need::Firecracker if !has("firecracker") => Some("needs firecracker"),
         Need::Firecracker if kvm().is_err() => Some("needs /dev/kvm"),
+        Need::Jailer if jail::fitness(programs).is_err() => Some("needs firecracker's jailer"),
         Need::Groups if lab.host.vmms().groups().is_none() => Some("needs a cgroup v2 hierarchy"),
         Need::SharedBlocks if reflink::fitness(&lab.host.layout().state).is_err() => {
             Some("needs a file system whose files can share blocks")
@@ -58,6 +59,7 @@ pub fn lack(lab: &Lab, need: Need) -> Option<&'static str> {
         Need::Snapshots if dm::fitness().is_err() => Some("needs device-mapper's snapshots"),
         Need::Qemu
         | Need::Firecracker
+        | Need::Jailer
         | Need::Groups
         | Need::SharedBlocks
         | Need::Loops

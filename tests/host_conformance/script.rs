@@ -3,6 +3,7 @@
 //! Every kind of step has its lines here; a new kind without any fails a test. What must
 //! come out is written nowhere: the two sides must agree.
 
+mod firecracker;
 mod snapshots;
 
 use std::fmt;
@@ -41,6 +42,8 @@ pub enum Need {
     Qemu,
     /// Firecracker, and /dev/kvm.
     Firecracker,
+    /// Besides, its jailer, and what a jail takes.
+    Jailer,
     /// A cgroup v2 hierarchy.
     Groups,
     /// Files that can share blocks.
@@ -299,9 +302,9 @@ pub fn scripts(vm: VmId) -> Vec<Script> {
     scripts.extend(network(vm));
     scripts.extend(processes(vm));
     scripts.extend(process_needs(vm));
-    scripts.push(whole_life("a life under QEMU", vm, VmmKind::QemuTcg).needs(&[Need::Qemu]));
-    let firecracker = whole_life("a life under Firecracker", vm, VmmKind::Firecracker);
-    scripts.push(firecracker.needs(&[Need::Firecracker]));
+    let qemu = Cast::new(vm, VmmKind::QemuTcg, NetMode::Nat);
+    scripts.push(whole_life("a life under QEMU", &qemu).needs(&[Need::Qemu]));
+    scripts.extend(firecracker::scripts(vm));
     scripts
 }
 
@@ -561,8 +564,8 @@ fn process_needs(vm: VmId) -> Vec<Script> {
 }
 
 /// Both plans up, again, a reboot, up and down.
-fn whole_life(name: &'static str, vm: VmId, kind: VmmKind) -> Script {
-    let plan = || Cast::new(vm, kind, NetMode::Nat).plan();
+fn whole_life(name: &'static str, cast: &Cast) -> Script {
+    let plan = || cast.plan();
     let down = || all(plan().into_iter().rev().collect(), absent);
     let lines = [
         all(plan(), ensure),

@@ -5,11 +5,13 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use banger::daemon::survey::{Look, Whose, end_processes, survey};
 use banger::host::Host;
 use banger::host::identity::{Identity, Separation};
 use banger::host::jail;
+use banger::host::layout::Layout;
 use banger::model::vm::{Confinement, RootMode, VmmKind};
-use banger::plan::step::{FaultKind, Presence};
+use banger::plan::step::{FaultKind, Presence, StepKind};
 use banger::vmm::of;
 
 use crate::confined::{pid_of, status};
@@ -29,9 +31,18 @@ fn jailed(test: &str, vm: u32) -> Option<(Lab, Identity)> {
     Some((lab, user))
 }
 
-/// This machine's mounts, as every process outside of a jail has them.
-fn mounts() -> String {
-    fs::read_to_string("/proc/self/mountinfo").unwrap()
+/// The mounts of a VM, or of a jail, that a process sees.
+fn mounts_of(lab: &Lab, process: &str) -> Vec<String> {
+    let table = fs::read_to_string(format!("/proc/{process}/mountinfo")).unwrap();
+    let root = lab.host.layout().state.parent().unwrap().to_str().unwrap();
+    let is_its = |line: &&str| line.contains(root) || line.contains("banger-jail");
+    table.lines().filter(is_its).map(str::to_owned).collect()
+}
+
+/// Nobody outside of a jail sees any.
+#[track_caller]
+fn assert_nothing_is_mounted(lab: &Lab) {
+    assert_eq!(mounts_of(lab, "self"), [""; 0]);
 }
 
 /// What there is in a folder, and below it.
@@ -58,7 +69,6 @@ fn a_jailed_firecracker_is_shut_in_and_runs_a_guest() {
     let Some((lab, user)) = jailed(test, 0x51) else {
         return;
     };
-    let before = mounts();
     for word in ["vmm", "configured", "booted"] {
         for _ in 0..2 {
             lab.ensure_until(word);
@@ -67,11 +77,10 @@ fn a_jailed_firecracker_is_shut_in_and_runs_a_guest() {
     }
     assert_eq!(lab.console_with("runs\n"), kernel::GREETING);
     assert_is_shut_in(&lab, pid(&lab), &user);
-    assert_eq!(
-        mounts(),
-        before,
-        "what is mounted is mounted for the jailed alone"
-    );
+    assert_nothing_is_mounted(&lab);
+    let inside = mounts_of(&lab, &pid(&lab).to_string());
+    // The root, the run directory, kernel, initrd and four disks.
+    assert_eq!(inside.len(), 8, "{inside:?}");
     lab.remove_and_find_nothing();
     assert_eq!(
         names_below(&lab.host.layout().runtime),
@@ -142,14 +151,13 @@ fn a_jailed_firecracker_that_is_killed_anywhere_leaves_nothing_and_starts_again(
     let Some((lab, _)) = jailed(test, 0x53) else {
         return;
     };
-    let before = mounts();
     for word in ["vmm", "configured", "booted"] {
         lab.ensure_until(word);
         let watched = lab.host.vmms().watch(lab.vm).unwrap().unwrap();
         watched.kill().unwrap();
         assert!(watched.ends_within(DEADLINE));
         assert_sees(&lab, "vmm", Presence::Absent);
-        assert_eq!(mounts(), before);
+        assert_nothing_is_mounted(&lab);
         let run = lab.host.layout().run_directory(lab.vm);
         let rest = names_below(&lab.host.layout().runtime);
         assert!(
@@ -161,7 +169,54 @@ fn a_jailed_firecracker_that_is_killed_anywhere_leaves_nothing_and_starts_again(
     lab.ensure_until("booted");
     assert_eq!(lab.console_with("runs\n"), kernel::GREETING);
     lab.remove_and_find_nothing();
-    assert_eq!(mounts(), before);
+    assert_nothing_is_mounted(&lab);
+}
+
+#[test]
+fn a_jailed_firecracker_of_no_row_is_found_by_its_own_installation_only() {
+    let test = "a_jailed_firecracker_of_no_row_is_found_by_its_own_installation_only";
+    let Some((lab, _)) = jailed(test, 0x55) else {
+        return;
+    };
+    let layout = lab.host.layout();
+    let elsewhere = Layout {
+        state: layout.state.with_file_name("another"),
+        ..layout.clone()
+    };
+    let found = |layout: &Layout| {
+        let (all, _) = survey(&Look {
+            layout,
+            bridge: "bgr-jailed",
+            groups: lab.host.vmms().groups(),
+        });
+        let own = all.into_iter().filter(|one| one.vm == lab.vm);
+        own.map(|one| (one.kind, one.whose)).collect::<Vec<_>>()
+    };
+    for word in ["vmm", "booted"] {
+        lab.ensure_until(word);
+        let own = found(layout);
+        for kind in [StepKind::Vmm, StepKind::Cgroup, StepKind::RunDirectory] {
+            let of_kind: Vec<_> = own.iter().filter(|(one, _)| *one == kind).collect();
+            assert!(!of_kind.is_empty(), "{word}: no {kind:?} in {own:?}");
+            assert!(
+                of_kind.iter().all(|(_, whose)| *whose == Whose::Ours),
+                "{own:?}"
+            );
+        }
+    }
+    let theirs = found(&elsewhere);
+    assert!(
+        matches!(theirs[..], [(StepKind::RunDirectory, Whose::Ask(_))]),
+        "{theirs:?}"
+    );
+    let look = Look {
+        layout,
+        bridge: "bgr-jailed",
+        groups: lab.host.vmms().groups(),
+    };
+    end_processes(&look, lab.vm).unwrap();
+    assert_sees(&lab, "vmm", Presence::Absent);
+    lab.remove_and_find_nothing();
 }
 
 #[test]
@@ -170,7 +225,6 @@ fn a_jail_that_cannot_be_made_is_told_and_leaves_nothing() {
     let Some((mut lab, _)) = jailed(test, 0x54) else {
         return;
     };
-    let before = mounts();
     lab.ensure_until("cgroup");
     // A root that is a device, where there is a plain file.
     lab.machine.root = RootMode::DmSnapshot;
@@ -183,5 +237,5 @@ fn a_jail_that_cannot_be_made_is_told_and_leaves_nothing() {
         "{fault}"
     );
     lab.remove_and_find_nothing();
-    assert_eq!(mounts(), before);
+    assert_nothing_is_mounted(&lab);
 }
