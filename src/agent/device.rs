@@ -33,9 +33,24 @@ pub fn wait_for(name: &str) -> Result<PathBuf, Failure> {
     if !is_there() {
         let attempt = || during::<io::Error>(format!("wait for {}", path.display()));
         let events = events().map_err(attempt())?;
-        until(is_there, &events, LIMIT).map_err(attempt())?;
+        until(is_there, &events, LIMIT).map_err(|error| {
+            let why = "it did not appear; is the disk attached and its driver loaded?";
+            match error.kind() {
+                io::ErrorKind::TimedOut => attempt()(io::Error::new(error.kind(), why)),
+                _ => attempt()(error),
+            }
+        })?;
     }
     Ok(path)
+}
+
+/// Waits until something about a disk is so, told by the kernel's events.
+///
+/// # Errors
+/// It was not so within 20 s.
+pub fn wait_until(attempt: &str, is_so: impl Fn() -> bool) -> Result<(), Failure> {
+    let events = events().map_err(during(attempt))?;
+    until(is_so, &events, LIMIT).map_err(during(attempt))
 }
 
 fn events() -> io::Result<OwnedFd> {
@@ -55,8 +70,7 @@ fn until(is_there: impl Fn() -> bool, events: &OwnedFd, limit: Duration) -> io::
         let timeout = Timespec::try_from(left).expect("twenty seconds fit a timespec");
         match poll(&mut [PollFd::new(events, PollFlags::IN)], Some(&timeout)) {
             Ok(0) => {
-                let why = "it did not appear; is the disk attached and its driver loaded?";
-                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+                return Err(io::ErrorKind::TimedOut.into());
             }
             Ok(_) => drain(events),
             Err(Errno::INTR) => {}

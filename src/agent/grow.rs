@@ -55,10 +55,25 @@ fn grow(target: &Path, blocks: u64) -> rustix::io::Result<()> {
         rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
         rustix::fs::Mode::empty(),
     )?;
-    mount_remount(target, MountFlags::empty(), c"init_itable")?;
+    let flags = flags_of(target)?;
+    mount_remount(target, flags, c"init_itable")?;
     let grown = ext4::resize(&folder, blocks);
-    mount_remount(target, MountFlags::empty(), c"noinit_itable")?;
+    mount_remount(target, flags, c"noinit_itable")?;
     grown
+}
+
+/// How it is mounted: a remount that does not name a flag takes it away. The numbers of
+/// statvfs(3) and of mount(2) are the same for these; how access times are kept stays when
+/// none is named.
+fn flags_of(target: &Path) -> rustix::io::Result<MountFlags> {
+    let seen = rustix::fs::statvfs(target)?.f_flag;
+    let flags = u32::try_from(seen.bits()).unwrap_or_default();
+    let kept = MountFlags::RDONLY
+        | MountFlags::NOSUID
+        | MountFlags::NODEV
+        | MountFlags::NOEXEC
+        | MountFlags::SYNCHRONOUS;
+    Ok(MountFlags::from_bits_truncate(flags) & kept)
 }
 
 /// Offsets 0x38 the magic, 0x18 the block size, 0x4 and 0x150 the count (its upper half

@@ -11,7 +11,7 @@
 //! Reading order: [`init`] tells the whole boot; `cmdline`, `modules`, `device`,
 //! `root`, `grow`, `copy`, `dial`, `config`, `place`, `net` and `link` are its pieces;
 //! `handover`, `unit` and `first` end it. [`server`] tells what a running guest does: `stream`,
-//! `exec` with `command`, `child` and `terminal`, `unpack`, `power`, `clock`.
+//! `exec` with `command`, `child` and `terminal`, `unpack`, `adjust`, `power`, `clock`.
 //!
 //! Nothing here starts a program of the image to do its own work, waits by polling,
 //! or prints except on the guest's console.
@@ -22,6 +22,7 @@ use std::process::ExitCode;
 
 use crate::failure::Failure;
 
+mod adjust;
 mod child;
 mod clock;
 mod cmdline;

@@ -18,10 +18,11 @@ use super::exec::{self, Defaults};
 use super::power::{self, Off};
 use super::record::{self, uptime_ms};
 use super::stream::FrameStream;
-use super::{clock, console, dial, during, init, modules, unpack};
+use super::{adjust, clock, console, dial, during, init, modules, unpack};
 use crate::failure::Failure;
 use crate::proto::agent::{
-    AGENT_PORT, AGENT_VERSION, AgentCall, AgentFailure, AgentFailureKind, AgentRequest, Done, Exec,
+    AGENT_PORT, AGENT_VERSION, Adjust, AgentCall, AgentFailure, AgentFailureKind, AgentRequest,
+    Done, Exec,
 };
 use crate::proto::frame::{Frame, Kind};
 use crate::proto::guest::BootRecord;
@@ -182,6 +183,7 @@ impl Guest {
                 let unpacked = unpack::receive(&mut stream, Path::new(&wanted.path));
                 answer(stream, unpacked);
             }
+            AgentRequest::Adjust(wanted) => answer(stream, self.adjust(&wanted)),
             AgentRequest::PowerOff => self.power_off(stream),
         }
     }
@@ -194,17 +196,26 @@ impl Guest {
         exec::run(stream, wanted, defaults);
     }
 
+    fn adjust(&self, wanted: &Adjust) -> Result<Done, AgentFailure> {
+        match self.off {
+            Some(_) => adjust::adjust(wanted),
+            None => Err(no_guest("adjust")),
+        }
+    }
+
     fn power_off(&self, mut stream: FrameStream) {
         let Some(off) = self.off else {
-            let what = "switch off: this machine is no guest".to_owned();
-            let failure = AgentFailure {
-                kind: AgentFailureKind::Other,
-                what,
-            };
+            let failure = no_guest("switch off");
             return answer::<Done>(stream, Err(failure));
         };
         stream.queue_json(Kind::Reply, &Done {});
         stream.finish_within(LAST_WORD_LIMIT);
         console::say(&power::switch_off(off).to_string());
     }
+}
+
+fn no_guest(attempt: &str) -> AgentFailure {
+    let kind = AgentFailureKind::Other;
+    let what = format!("{attempt}: this machine is no guest");
+    AgentFailure { kind, what }
 }

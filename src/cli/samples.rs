@@ -1,7 +1,7 @@
 //! Views for the tests of this room.
 
 use crate::proto::limits::Limits;
-use crate::proto::reply::VmView;
+use crate::proto::reply::{Balloon, VmView};
 
 /// A stopped VM.
 pub fn vm(id: &str, name: &str) -> VmView {
@@ -16,6 +16,7 @@ pub fn vm(id: &str, name: &str) -> VmView {
         kernel: "debian-6.1-cloud".to_owned(),
         vcpu: 1,
         memory: 512 << 20,
+        balloon: Balloon::default(),
         work_disk: 8 << 30,
         root_disk: 8 << 30,
         root_mode: "overlay".to_owned(),

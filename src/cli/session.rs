@@ -121,6 +121,7 @@ pub fn agent_failure(failure: AgentFailure, doing: &str) -> OwnFailure {
         | AgentFailureKind::Version
         | AgentFailureKind::Malformed
         | AgentFailureKind::Full
+        | AgentFailureKind::Unsupported
         | AgentFailureKind::Other => 125,
     };
     let shown = Failure::failed(doing.to_owned()).because(failure.what);
@@ -135,6 +136,7 @@ pub fn agent_failure(failure: AgentFailure, doing: &str) -> OwnFailure {
         AgentFailureKind::NotFound
         | AgentFailureKind::NotExecutable
         | AgentFailureKind::Malformed
+        | AgentFailureKind::Unsupported
         | AgentFailureKind::Other => shown,
     };
     OwnFailure { status, failure }

@@ -10,13 +10,14 @@ use crate::failure::Failure;
 use crate::proto::reply::{Reply, VmView};
 use crate::proto::request::{Changes, Request};
 
-/// Give a sandbox at rest other sizes. They hold from its next start on; disks only grow, and their file systems with them.
+/// Give a sandbox other sizes. A running one takes a longer work disk and a memory target at once; the others hold from the next start on. Disks only grow, and their file systems with them.
 #[derive(Debug, FromArgs, ArgsInfo)]
 #[argh(
     subcommand,
     name = "set",
     note = "Without an option it tells what can be set.",
-    example = "banger vm set dev --vcpu 4 --memory 8G",
+    example = "banger vm set dev --memory-target 512M",
+    example = "banger vm set dev --disk-size 100G",
     example = "banger vm stop dev && banger vm set dev --disk-size 50G && banger vm start dev"
 )]
 pub struct VmSet {
@@ -26,7 +27,10 @@ pub struct VmSet {
     /// memory, such as 2G
     #[argh(option, arg_name = "size")]
     pub memory: Option<MemorySize>,
-    /// size of the work disk (/root), at least what it is
+    /// how much of its memory a running sandbox keeps, such as 512M; its whole memory ends that
+    #[argh(option, arg_name = "size")]
+    pub memory_target: Option<MemorySize>,
+    /// size of the work disk (/root), at least what it is; also while it runs
     #[argh(option, arg_name = "size")]
     pub disk_size: Option<DiskSize>,
     /// size of the root file system, at least what it is
@@ -48,6 +52,7 @@ impl VmSet {
             memory: self.memory.map(|MemorySize(size)| size.0),
             work_disk: self.disk_size.map(|DiskSize(size)| size.0),
             root_disk: self.root_size.map(|DiskSize(size)| size.0),
+            memory_target: self.memory_target.map(|MemorySize(size)| size.0),
         };
         let vm = context.vm(&self.name)?;
         if changes == Changes::default() {
@@ -69,10 +74,14 @@ impl VmSet {
 
 fn said(vm: &VmView) -> String {
     format!(
-        "{}: {}, {} memory, work disk {}, root disk {}",
+        "{}: {}, {} memory{}, work disk {}, root disk {}",
         vm.name,
         count(u64::from(vm.vcpu), "cpu"),
         size(vm.memory),
+        vm.balloon
+            .memory_target
+            .map(|target| format!(" (target {})", size(target)))
+            .unwrap_or_default(),
         size(vm.work_disk),
         size(vm.root_disk)
     )
@@ -82,9 +91,13 @@ fn settable(vm: &VmView) -> String {
     let rows = [
         ("--vcpu", vm.vcpu.to_string()),
         ("--memory", size(vm.memory)),
+        (
+            "--memory-target",
+            size(vm.balloon.memory_target.unwrap_or(vm.memory)),
+        ),
         ("--disk-size", size(vm.work_disk)),
         ("--root-size", size(vm.root_disk)),
     ];
-    let row = |(option, now): (&str, String)| format!("{option:<12} {now}\n");
+    let row = |(option, now): (&str, String)| format!("{option:<15} {now}\n");
     rows.map(row).concat()
 }

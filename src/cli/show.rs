@@ -69,6 +69,23 @@ fn state(vm: &VmView) -> String {
     because(&vm.phase, vm.reason.as_ref().or(lost))
 }
 
+/// What it was made with, what it is to keep and keeps of it, what the host gives for it.
+fn memory(vm: &VmView) -> String {
+    let told = [
+        ("target", vm.balloon.memory_target),
+        ("now", vm.balloon.memory_actual),
+        ("on the host", vm.balloon.memory_resident),
+    ];
+    let told = told
+        .into_iter()
+        .filter_map(|(word, bytes)| Some(format!("{word} {}", size(bytes?))));
+    let told: Vec<String> = told.collect();
+    because(
+        &size(vm.memory),
+        (!told.is_empty()).then(|| told.join(", ")).as_ref(),
+    )
+}
+
 fn root(vm: &VmView) -> String {
     let text = format!("{} ({})", size(vm.root_disk), vm.root_mode);
     match &vm.root_store {
@@ -111,7 +128,7 @@ fn rows(vm: &VmView, now: u64) -> Vec<(&'static str, String)> {
         ("image", format!("{} ({})", vm.image, vm.image_content)),
         ("kernel", vm.kernel.clone()),
         ("vcpu", vm.vcpu.to_string()),
-        ("memory", size(vm.memory)),
+        ("memory", memory(vm)),
         ("root disk", root(vm)),
         ("work disk", size(vm.work_disk)),
         ("on the host", size(vm.allocated)),

@@ -29,6 +29,7 @@ use crate::failure::{Failure, FailureKind};
 use crate::image::catalog::Catalog;
 use crate::model::ids::VmId;
 use crate::model::image::{Image, Kernel};
+use crate::model::vm::Phase;
 use crate::plan::event::{Action, Event};
 use crate::plan::facts::HostFacts;
 use crate::plan::mind::Mind;
@@ -331,14 +332,17 @@ impl Actor {
         } else {
             log::info!(op = word.as_str(); "done");
         }
-        let asked_log = match self.shell.clients.get(&client).map(|known| &known.asked) {
-            Some(wire::Request::VmOpenLog { log, .. }) => Some(*log),
-            _ => None,
-        };
-        match (reply, asked_log) {
-            (MindReply::Vm(record), Some(log)) => {
+        let asked = self.shell.clients.get(&client).map(|known| &known.asked);
+        match (reply, asked) {
+            (MindReply::Vm(record), Some(wire::Request::VmOpenLog { log, .. })) => {
                 let live = !record.run_plan.is_empty();
-                self.shell.open_log(client, record.id, log, live);
+                self.shell.open_log(client, record.id, *log, live);
+            }
+            (MindReply::Vm(record), Some(wire::Request::VmShow { .. }))
+                if record.phase == Phase::Running =>
+            {
+                let view = self.vm_view(&record);
+                self.shell.show(client, view, &record);
             }
             (MindReply::Dial { vm, name }, _) => self.shell.dial(client, vm, name.to_string()),
             (MindReply::Failed(failure), _) => {

@@ -17,7 +17,7 @@ use smol::{Async, Timer};
 
 use crate::failure::{Failure, FailureKind};
 use crate::host::socket::{self, Pinned};
-use crate::proto::agent::{AGENT_VERSION, AgentCall, AgentRequest};
+use crate::proto::agent::{AGENT_VERSION, AgentCall, AgentFailure, AgentRequest};
 use crate::proto::frame::{Decoder, Frame, Kind, encoded_json};
 use crate::proto::guest::{GuestCall, GuestConfig, ReadyAck};
 
@@ -259,27 +259,45 @@ async fn handshake(stream: &Async<UnixStream>, port: u32) -> io::Result<()> {
 /// # Errors
 /// The agent does not answer or refuses.
 pub async fn power_off(socket: &Path, host_time_ns: u64) -> Result<(), Failure> {
+    let attempt = "ask the guest to power off";
+    let answer = ask(socket, host_time_ns, AgentRequest::PowerOff, attempt).await?;
+    answer.map_err(|refusal| Failure::failed(attempt).because(words(&refusal.what)))
+}
+
+/// Asks the agent for something whose answer says nothing but yes or no.
+///
+/// # Errors
+/// The agent does not answer.
+pub async fn ask(
+    socket: &Path,
+    host_time_ns: u64,
+    request: AgentRequest,
+    attempt: &str,
+) -> Result<Result<(), AgentFailure>, Failure> {
     let stream = dial(socket, crate::proto::agent::AGENT_PORT).await?;
     let stream =
         Async::new(stream).map_err(|error| Failure::failed("call the agent").because(error))?;
     let call = AgentCall {
         version: AGENT_VERSION,
         host_time_ns,
-        request: AgentRequest::PowerOff,
+        request,
     };
     let mut writer = &stream;
     let sent = writer.write_all(&encoded_json(Kind::Request, &call)).await;
-    sent.map_err(|error| Failure::failed("ask the guest to power off").because(error))?;
+    sent.map_err(|error| Failure::failed(attempt).because(error))?;
     let answer = read_frame(&stream).or(async {
         Timer::after(CALL_LIMIT).await;
-        Err(Failure::failed("ask the guest to power off").because("no answer in time"))
+        Err(Failure::failed(attempt).because("no answer in time"))
     });
     let frame = answer.await?;
-    match frame.kind {
-        Kind::Reply => Ok(()),
-        other => Err(Failure::failed("ask the guest to power off")
-            .because(format!("it answered with a {other:?} frame"))),
-    }
+    let refusal = match frame.kind {
+        Kind::Reply => return Ok(Ok(())),
+        Kind::Failed => frame.json().map_err(|error| error.to_string()),
+        other => Err(format!("it answered with a {other:?} frame")),
+    };
+    refusal
+        .map(Err)
+        .map_err(|why| Failure::failed(attempt).because(why))
 }
 
 #[cfg(test)]

@@ -114,6 +114,7 @@ mod tests {
             },
             vcpu: 1,
             memory: Bytes::mib(256),
+            memory_target: None,
             work_disk: Bytes::gib(1),
             root_disk: Bytes::gib(1),
             root_mode: crate::model::vm::RootMode::Overlay,

@@ -14,7 +14,8 @@
 //! No lock, no polling: the loop owns everything, and everything else sends to it.
 
 pub mod actor;
-pub mod base;
+pub mod adjust;
+mod base;
 pub mod clients;
 pub mod connection;
 pub mod dns;

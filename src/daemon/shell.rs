@@ -15,6 +15,7 @@ use smol::channel::Sender;
 use smol::future::{self, FutureExt};
 use smol::{Async, LocalExecutor, Timer};
 
+use super::adjust;
 use super::base::{self, Base};
 use super::clients::Input;
 use super::connection::{Outbox, Outgoing};
@@ -33,11 +34,12 @@ use crate::image::rootfs;
 use crate::model::ids::VmId;
 use crate::plan::event::{Event, JobId, RunToken, StepToken};
 use crate::plan::facts::HostFacts;
+use crate::plan::record::VmRecord;
 use crate::plan::request::ClientId;
 use crate::plan::retry::Verb;
-use crate::plan::step::{Fault, FaultKind, Step, StepKind};
+use crate::plan::step::{Fault, FaultKind, LiveSizes, Step, StepKind};
 use crate::proto::agent::AGENT_PORT;
-use crate::proto::reply::{Line, Reply};
+use crate::proto::reply::{Line, Reply, VmView};
 use crate::proto::request as wire;
 
 /// A client that waits for something.
@@ -106,6 +108,9 @@ impl Shell {
             });
             return task.detach();
         }
+        if let (Verb::Ensure, Step::Adjusted { sizes, .. }) = (verb, &step) {
+            return self.adjust(token, *sizes, step);
+        }
         let host = self.host.clone();
         let kind = step.kind();
         let base = base.filter(|_| kind == StepKind::Vmm);
@@ -123,6 +128,53 @@ impl Shell {
             let _ = inbox
                 .send(Input::Event(Event::StepDone { vm, token, result }))
                 .await;
+        });
+        task.detach();
+    }
+
+    /// The guest is waited for until somebody wants the VM for something else.
+    fn adjust(&mut self, token: StepToken, sizes: LiveSizes, step: Step) {
+        let (cancel, cancelled) = smol::channel::bounded(1);
+        self.waits.insert(token, cancel);
+        let (host, inbox, vm) = (self.host.clone(), self.inbox.clone(), step.vm());
+        let socket = self.layout.vsock(vm);
+        let task = self.executor.spawn(async move {
+            let adjusted = adjust::adjust(host, &socket, step, sizes);
+            let cancel = async {
+                if cancelled.recv().await.is_err() {
+                    future::pending::<()>().await;
+                }
+                Err(Fault::new(
+                    FaultKind::Cancelled,
+                    "adjust the guest: cancelled",
+                ))
+            };
+            let result = adjusted.or(cancel).await;
+            let done = Event::StepDone { vm, token, result };
+            let _ = inbox.send(Input::Event(done)).await;
+        });
+        task.detach();
+    }
+
+    /// Tells a client of a running VM what its balloon holds, which the VMM knows.
+    pub fn show(&mut self, client: ClientId, mut view: VmView, record: &VmRecord) {
+        let (host, inbox, vm) = (self.host.clone(), self.clients.remove(&client), record.id);
+        let (Some(known), Some(vmm)) = (inbox, &record.vmm) else {
+            return;
+        };
+        let (kind, memory) = (vmm.kind, record.spec.memory);
+        let task = self.executor.spawn(async move {
+            let left =
+                smol::unblock(move || host.real().vmms().memory_left(vm, kind, memory)).await;
+            match left {
+                Ok(left) => view.balloon.memory_actual = Some(left.0),
+                Err(fault) => log::warn!(vm:%; "look at the balloon: {fault}"),
+            }
+            let line = Line::Done(Reply::Vm(Box::new(view)));
+            let _ = known.outbox.try_send(Outgoing {
+                line,
+                descriptor: None,
+            });
         });
         task.detach();
     }

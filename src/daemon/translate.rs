@@ -74,6 +74,7 @@ fn read_changes(wire: wire::Changes) -> Changes {
         memory: wire.memory.map(Bytes),
         work_disk: wire.work_disk.map(Bytes),
         root_disk: wire.root_disk.map(Bytes),
+        memory_target: wire.memory_target.map(Bytes),
     }
 }
 

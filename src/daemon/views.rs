@@ -8,14 +8,14 @@ use crate::host::{cow, disk, dm};
 use crate::model::ids::VmId;
 use crate::model::image::{Image, Kernel};
 use crate::model::units::Bytes;
-use crate::model::vm::{RootMode, VmmKind};
+use crate::model::vm::{RootMode, VmSpec, VmmKind};
 use crate::plan::facts::HostFacts;
 use crate::plan::record::{VmRecord, VmmChoice};
 use crate::plan::request::{self as plan, PullKey};
 use crate::plan::retry::Verb;
 use crate::plan::step::StepKind;
 use crate::plan::store_level;
-use crate::proto::reply::{ImageView, KernelView, Progress, RootStore, VmView};
+use crate::proto::reply::{Balloon, ImageView, KernelView, Progress, RootStore, VmView};
 
 /// A VM, with what only this machine knows of it.
 pub fn vm(record: &VmRecord, layout: &Layout, facts: &HostFacts, pid: Option<u32>) -> VmView {
@@ -32,6 +32,7 @@ pub fn vm(record: &VmRecord, layout: &Layout, facts: &HostFacts, pid: Option<u32
         kernel: spec.kernel.name.to_string(),
         vcpu: spec.vcpu,
         memory: spec.memory.0,
+        balloon: balloon(spec, pid),
         work_disk: spec.work_disk.0,
         root_disk: spec.root_disk.0,
         root_mode: spec.root_mode.to_string(),
@@ -90,6 +91,22 @@ fn root_store(record: &VmRecord, layout: &Layout) -> Option<RootStore> {
         state: level.state.word().to_owned(),
         warning: store_level::warning(record.spec.name.as_str(), &level, needed, free),
     })
+}
+
+/// What is known without asking the VMM.
+fn balloon(spec: &VmSpec, pid: Option<u32>) -> Balloon {
+    Balloon {
+        memory_target: spec.memory_target.map(|target| target.0),
+        memory_actual: None,
+        memory_resident: pid.and_then(resident),
+    }
+}
+
+/// Bytes of a process in memory: the second number of proc_pid_statm(5), in pages.
+fn resident(pid: u32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
 }
 
 /// Bytes that a VM's disks take on the host; a disk that is not there takes none.
@@ -228,5 +245,6 @@ fn stage(verb: Verb, kind: StepKind) -> &'static str {
             | StepKind::Configured,
         ) => "vmm",
         (Verb::Ensure, StepKind::Booted | StepKind::Ready) => "boot",
+        (Verb::Ensure, StepKind::Adjusted) => "adjust",
     }
 }

@@ -213,6 +213,8 @@ impl Host for RealHost {
             Step::Booted { vm, kind } => self.vmms.ensure_booted(*vm, *kind),
             // The daemon's: it hears the agent call.
             Step::Ready { .. } => Ok(()),
+            // The VMM's part of it; the guest's is the daemon's, which calls the agent.
+            Step::Adjusted { vm, machine, sizes } => self.vmms.adjust(*vm, machine, *sizes),
         }
     }
 
@@ -235,7 +237,10 @@ impl Host for RealHost {
             Step::VsockBackend { vm } => self.vmms.absent_vsock_backend(*vm),
             Step::Vmm { vm, machine } => self.vmms.absent_vmm(*vm, machine),
             // No objects: they end with the VMM.
-            Step::Configured { .. } | Step::Booted { .. } | Step::Ready { .. } => Ok(()),
+            Step::Configured { .. }
+            | Step::Booted { .. }
+            | Step::Ready { .. }
+            | Step::Adjusted { .. } => Ok(()),
         }
     }
 
@@ -262,7 +267,7 @@ impl Host for RealHost {
             Step::Configured { vm, machine } => self.vmms.probe_configured(*vm, machine),
             Step::Booted { vm, kind } => self.vmms.probe_booted(*vm, *kind),
             // Leaves no object; whether the agent has called, the daemon knows.
-            Step::Ready { .. } => Ok(Presence::Absent),
+            Step::Ready { .. } | Step::Adjusted { .. } => Ok(Presence::Absent),
         }
     }
 }

@@ -173,7 +173,8 @@ pub struct KernelRef {
     pub content: ContentId,
 }
 
-/// Everything that decides how a VM is made; never changes while it runs.
+/// Everything that decides how a VM is made. While it runs only its work disk may grow and
+/// its memory's target change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmSpec {
     /// Unique among this daemon's VMs.
@@ -186,6 +187,8 @@ pub struct VmSpec {
     pub vcpu: u8,
     /// Guest memory, whole mebibytes.
     pub memory: Bytes,
+    /// What its balloon is to leave of that to the guest; `None`: all.
+    pub memory_target: Option<Bytes>,
     /// Size of the work disk (/root).
     pub work_disk: Bytes,
     /// Size of the root: of the whole disk, or under `overlay` of what its changes can
@@ -214,6 +217,8 @@ impl VmSpec {
     pub const MAX_VCPU: u8 = 32;
     /// Least guest memory: under it Debian's kernel does not reach its init.
     pub const MIN_MEMORY: Bytes = Bytes::mib(96);
+    /// Least that a balloon leaves to a guest (docs/limits.md has what was measured).
+    pub const MIN_TARGET: Bytes = Bytes::mib(96);
     /// Most guest memory that is believed to be meant.
     pub const MAX_MEMORY: Bytes = Bytes::gib(1024);
     /// Least size of a disk of ours.

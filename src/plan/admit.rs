@@ -1,21 +1,23 @@
 //! Whether a wish fits the situation of a VM: a pure table.
 //!
-//! | situation | start | stop | kill | restart | delete | delete, force | reset, set | dial |
-//! |---|---|---|---|---|---|---|---|---|
-//! | creating | deny | deny | deny | deny | deny | queue | deny | deny |
-//! | stopped | accept | ignore | ignore | accept | accept | accept | accept | deny |
-//! | starting | join | queue | queue | deny | deny | queue | deny | deny |
-//! | running | ignore | accept | accept | accept | deny | accept | deny | ignore |
-//! | powering off | deny | join | hasten | deny | queue | queue | deny | deny |
-//! | stopping | deny | join | join | deny | queue | queue | deny | deny |
-//! | resetting | deny | deny | deny | deny | queue | queue | join, deny | deny |
-//! | deleting | deny | deny | deny | deny | join | join | deny | deny |
-//! | stuck stopping | deny | accept | accept | deny | accept | accept | deny | deny |
-//! | stuck resetting | deny | ignore | ignore | deny | accept | accept | accept, deny | deny |
-//! | stuck deleting, unreadable | deny | deny | deny | deny | accept | accept | deny | deny |
+//! | situation | start | stop | kill | restart | delete | delete, force | reset, set | adjust | dial |
+//! |---|---|---|---|---|---|---|---|---|---|
+//! | creating | deny | deny | deny | deny | deny | queue | deny | deny | deny |
+//! | stopped | accept | ignore | ignore | accept | accept | accept | accept | deny | deny |
+//! | starting | join | queue | queue | deny | deny | queue | deny | deny | deny |
+//! | running | ignore | accept | accept | accept | deny | accept | deny | accept | ignore |
+//! | adjusting | ignore | queue | queue | queue | deny | queue | deny | deny | ignore |
+//! | powering off | deny | join | hasten | deny | queue | queue | deny | deny | deny |
+//! | stopping | deny | join | join | deny | queue | queue | deny | deny | deny |
+//! | resetting | deny | deny | deny | deny | queue | queue | join, deny | deny | deny |
+//! | deleting | deny | deny | deny | deny | join | join | deny | deny | deny |
+//! | stuck stopping | deny | accept | accept | deny | accept | accept | deny | deny | deny |
+//! | stuck resetting | deny | ignore | ignore | deny | accept | accept | accept, deny | deny | deny |
+//! | stuck deleting, unreadable | deny | deny | deny | deny | accept | accept | deny | deny | deny |
 //!
 //! *Queue*: turn what is under way, if it goes up, and do this when it has come to
 //! rest. At most one wish waits; the same wish joins it, a deletion takes its place.
+//! *Set* is what must wait for the next start, *adjust* what a running machine can be given.
 
 /// What somebody wants of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +38,8 @@ pub enum Wish {
     Reset,
     /// Have other sizes.
     Set,
+    /// Have other sizes while it runs.
+    Adjust,
     /// Have its agent reached.
     Dial,
 }
@@ -51,6 +55,8 @@ pub enum Situation {
     Starting,
     /// Usable.
     Running,
+    /// Usable, and being given other sizes.
+    Adjusting,
     /// Its guest has been asked to power off.
     PoweringOff,
     /// Its run is being removed.
@@ -98,9 +104,11 @@ const fn deny(reason: &'static str, hint: &'static str) -> Verdict {
 }
 
 const WATCH: &str = "See `banger vm list`, and try again when it is done.";
+const WATCH_SHOW: &str = "See `banger vm show {}`, and try again when it is done.";
 const STOP_FIRST: &str = "Stop it first with `banger vm stop {}`.";
 const FORCE: &str = "Stop it first with `banger vm stop {}`, or add `--force`.";
 const START_FIRST: &str = "Start it with `banger vm start {}`.";
+const TARGET_NEEDS_RUN: &str = "A target is for a running guest: start it with `banger vm start {}`, or change its memory with `--memory`.";
 const RETRY_STOP: &str = "See `banger vm show {}`, then try `banger vm stop {}` again.";
 const RETRY_RESET: &str = "See `banger vm show {}`, then try `banger vm reset {}` again.";
 const RETRY_DELETE: &str = "See `banger vm show {}`, then try `banger vm delete {}` again.";
@@ -112,6 +120,7 @@ pub fn admit(situation: Situation, wish: Wish) -> Verdict {
         Situation::Stopped => stopped(wish),
         Situation::Starting => starting(wish),
         Situation::Running => running(wish),
+        Situation::Adjusting => adjusting(wish),
         Situation::PoweringOff => powering_off(wish),
         Situation::Stopping => stopping(wish),
         Situation::Resetting => resetting(wish),
@@ -132,6 +141,7 @@ fn creating(wish: Wish) -> Verdict {
         | Wish::Restart
         | Wish::Reset
         | Wish::Set
+        | Wish::Adjust
         | Wish::Dial => deny("is being created", WATCH),
     }
 }
@@ -145,6 +155,7 @@ fn stopped(wish: Wish) -> Verdict {
         | Wish::Reset
         | Wish::Set => Verdict::Accept,
         Wish::Stop | Wish::Kill => Verdict::Ignore,
+        Wish::Adjust => deny("is stopped", TARGET_NEEDS_RUN),
         Wish::Dial => deny("is stopped", START_FIRST),
     }
 }
@@ -155,16 +166,28 @@ fn starting(wish: Wish) -> Verdict {
         Wish::Stop | Wish::Kill | Wish::ForceDelete => Verdict::Queue,
         Wish::Delete => deny("is starting", FORCE),
         Wish::Reset | Wish::Set => deny("is starting", STOP_FIRST),
-        Wish::Restart | Wish::Dial => deny("is starting", WATCH),
+        Wish::Restart | Wish::Adjust | Wish::Dial => deny("is starting", WATCH),
     }
 }
 
 fn running(wish: Wish) -> Verdict {
     match wish {
         Wish::Start | Wish::Dial => Verdict::Ignore,
-        Wish::Stop | Wish::Kill | Wish::Restart | Wish::ForceDelete => Verdict::Accept,
+        Wish::Stop | Wish::Kill | Wish::Restart | Wish::ForceDelete | Wish::Adjust => {
+            Verdict::Accept
+        }
         Wish::Delete => deny("is running", FORCE),
         Wish::Reset | Wish::Set => deny("is running", STOP_FIRST),
+    }
+}
+
+fn adjusting(wish: Wish) -> Verdict {
+    match wish {
+        Wish::Start | Wish::Dial => Verdict::Ignore,
+        Wish::Stop | Wish::Kill | Wish::Restart | Wish::ForceDelete => Verdict::Queue,
+        Wish::Delete => deny("is running", FORCE),
+        Wish::Reset | Wish::Set => deny("is running", STOP_FIRST),
+        Wish::Adjust => deny("is being given other sizes", WATCH_SHOW),
     }
 }
 
@@ -173,7 +196,7 @@ fn powering_off(wish: Wish) -> Verdict {
         Wish::Stop => Verdict::Join,
         Wish::Kill => Verdict::Hasten,
         Wish::Delete | Wish::ForceDelete => Verdict::Queue,
-        Wish::Start | Wish::Restart | Wish::Reset | Wish::Set | Wish::Dial => {
+        Wish::Start | Wish::Restart | Wish::Reset | Wish::Set | Wish::Adjust | Wish::Dial => {
             deny("is stopping", WATCH)
         }
     }
@@ -183,7 +206,7 @@ fn stopping(wish: Wish) -> Verdict {
     match wish {
         Wish::Stop | Wish::Kill => Verdict::Join,
         Wish::Delete | Wish::ForceDelete => Verdict::Queue,
-        Wish::Start | Wish::Restart | Wish::Reset | Wish::Set | Wish::Dial => {
+        Wish::Start | Wish::Restart | Wish::Reset | Wish::Set | Wish::Adjust | Wish::Dial => {
             deny("is stopping", WATCH)
         }
     }
@@ -193,9 +216,13 @@ fn resetting(wish: Wish) -> Verdict {
     match wish {
         Wish::Reset => Verdict::Join,
         Wish::Delete | Wish::ForceDelete => Verdict::Queue,
-        Wish::Start | Wish::Stop | Wish::Kill | Wish::Restart | Wish::Set | Wish::Dial => {
-            deny("is being reset", WATCH)
-        }
+        Wish::Start
+        | Wish::Stop
+        | Wish::Kill
+        | Wish::Restart
+        | Wish::Set
+        | Wish::Adjust
+        | Wish::Dial => deny("is being reset", WATCH),
     }
 }
 
@@ -208,6 +235,7 @@ fn deleting(wish: Wish) -> Verdict {
         | Wish::Restart
         | Wish::Reset
         | Wish::Set
+        | Wish::Adjust
         | Wish::Dial => deny("is being deleted", WATCH),
     }
 }
@@ -215,7 +243,7 @@ fn deleting(wish: Wish) -> Verdict {
 fn stuck_stopping(wish: Wish) -> Verdict {
     match wish {
         Wish::Stop | Wish::Kill | Wish::Delete | Wish::ForceDelete => Verdict::Accept,
-        Wish::Start | Wish::Restart | Wish::Reset | Wish::Set | Wish::Dial => {
+        Wish::Start | Wish::Restart | Wish::Reset | Wish::Set | Wish::Adjust | Wish::Dial => {
             deny("is stuck", RETRY_STOP)
         }
     }
@@ -225,7 +253,7 @@ fn stuck_resetting(wish: Wish) -> Verdict {
     match wish {
         Wish::Reset | Wish::Delete | Wish::ForceDelete => Verdict::Accept,
         Wish::Stop | Wish::Kill => Verdict::Ignore,
-        Wish::Start | Wish::Restart | Wish::Set | Wish::Dial => {
+        Wish::Start | Wish::Restart | Wish::Set | Wish::Adjust | Wish::Dial => {
             deny("is stuck without a root", RETRY_RESET)
         }
     }
@@ -240,6 +268,7 @@ fn stuck_deleting(wish: Wish) -> Verdict {
         | Wish::Restart
         | Wish::Reset
         | Wish::Set
+        | Wish::Adjust
         | Wish::Dial => deny("is stuck", RETRY_DELETE),
     }
 }
@@ -250,7 +279,7 @@ mod tests {
 
     use super::*;
 
-    const WISHES: [Wish; 9] = [
+    const WISHES: [Wish; 10] = [
         Wish::Start,
         Wish::Stop,
         Wish::Kill,
@@ -259,13 +288,15 @@ mod tests {
         Wish::ForceDelete,
         Wish::Reset,
         Wish::Set,
+        Wish::Adjust,
         Wish::Dial,
     ];
-    const SITUATIONS: [Situation; 11] = [
+    const SITUATIONS: [Situation; 12] = [
         Situation::Creating,
         Situation::Stopped,
         Situation::Starting,
         Situation::Running,
+        Situation::Adjusting,
         Situation::PoweringOff,
         Situation::Stopping,
         Situation::Resetting,
@@ -303,7 +334,8 @@ mod tests {
         ) {
             prop_assert!(!matches!(admit(situation, Wish::ForceDelete), Verdict::Deny(_)));
             let dial = admit(situation, Wish::Dial);
-            prop_assert_eq!(dial == Verdict::Ignore, situation == Situation::Running);
+            let runs = matches!(situation, Situation::Running | Situation::Adjusting);
+            prop_assert_eq!(dial == Verdict::Ignore, runs);
         }
 
         #[test]

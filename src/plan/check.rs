@@ -41,6 +41,18 @@ pub fn check_sizes(
     )
 }
 
+/// Refuses a target that the memory does not hold, or that starves the guest.
+pub fn check_target(target: Bytes, memory: Bytes) -> Result<(), Failure> {
+    if target <= memory {
+        let least = VmSpec::MIN_TARGET.min(memory);
+        return check_size("memory target", "--memory-target", target, least, memory);
+    }
+    Err(Failure::usage(format!(
+        "memory target of {target}: the VM has {memory} of memory"
+    ))
+    .hint("Give less with `--memory-target`; more memory needs a stopped VM and `--memory`."))
+}
+
 /// Refuses limits out of bounds, naming the option to change.
 pub fn check_limits(limits: &Limits) -> Result<(), Failure> {
     let refused = |(option, why)| {
@@ -92,6 +104,18 @@ mod tests {
         assert!(hint.unwrap().contains("--net nat"));
         assert!(check_net_limit(&name, NetMode::User, &Limits::default()).is_ok());
         assert!(check_net_limit(&name, NetMode::Nat, &limited).is_ok());
+    }
+
+    #[test]
+    fn target_lies_between_what_starves_a_guest_and_what_it_has() {
+        let mib = Bytes::mib;
+        for target in [96, 200, 512] {
+            assert!(check_target(mib(target), mib(512)).is_ok());
+        }
+        for target in [mib(95), mib(513), Bytes(mib(200).0 + 1), Bytes(0)] {
+            let failure = check_target(target, mib(512)).unwrap_err();
+            assert!(failure.hint.unwrap().contains("`--memory-target`"));
+        }
     }
 
     #[test]

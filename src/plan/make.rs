@@ -11,7 +11,7 @@ use crate::model::vm::{
     Confinement, ImageRef, InitMode, KernelRef, RootMode, VmSpec, VmmKind, VmmRequest,
 };
 
-use super::step::{GroupLimits, Machine, Outside, Step, TapLimit};
+use super::step::{GroupLimits, LiveSizes, Machine, Outside, Step, TapLimit};
 
 /// The VM's disks.
 pub fn disk_plan(vm: VmId, spec: &VmSpec) -> Vec<Step> {
@@ -78,6 +78,23 @@ pub fn run_plan(
         Step::Booted { vm, kind },
         Step::Ready { vm },
     ]);
+    steps
+}
+
+/// What gives a running VM the sizes of its row: the work disk's file first, then the VMM
+/// and the guest.
+pub fn adjustment(vm: VmId, spec: &VmSpec, run_plan: &[Step]) -> Vec<Step> {
+    let machine = run_plan.iter().find_map(|step| match step {
+        Step::Configured { machine, .. } => Some(machine.clone()),
+        _ => None,
+    });
+    let sizes = LiveSizes {
+        work_disk: spec.work_disk,
+        memory_target: spec.memory_target,
+    };
+    let size = spec.work_disk;
+    let mut steps = vec![Step::WorkDisk { vm, size }];
+    steps.extend(machine.map(|machine| Step::Adjusted { vm, machine, sizes }));
     steps
 }
 
@@ -207,6 +224,7 @@ pub fn unknown(name: VmName) -> VmSpec {
         },
         vcpu: 1,
         memory: Bytes(0),
+        memory_target: None,
         work_disk: Bytes(0),
         root_disk: Bytes(0),
         root_mode: RootMode::Overlay,

@@ -13,6 +13,11 @@
 //!                             save Stuck -> rest
 //!
 //!  reset    save Resetting -> absent root -> ensure root -> save Stopped -> rest
+//!
+//!  adjust   (saved) -> ensure step 0..n -> save Adjusted -> rest
+//!                          | fault or cancel
+//!                          v
+//!                         rest: it runs on, and its row says what it still lacks
 //! ```
 //!
 //! A failed creation goes down the way of `delete`, a failed start the way of `stop`.
@@ -43,6 +48,8 @@ pub enum Effect {
 pub enum Mark {
     /// The VM's row with this phase.
     Phase(Phase),
+    /// The VM's row, saying that what runs has the sizes that it names.
+    Adjusted,
     /// No row any more.
     Gone,
 }
@@ -60,6 +67,8 @@ pub enum Goal {
     Delete,
     /// Make the root anew.
     Reset,
+    /// Give what runs the sizes of its row.
+    Adjust,
 }
 
 /// How an operation came to rest.
@@ -151,9 +160,16 @@ impl Operation {
         Operation::new(Goal::Reset, root.clone(), root)
     }
 
+    /// Carries these steps out on a VM that runs; its row names them already. Nothing is
+    /// undone.
+    pub fn adjust(steps: Vec<Step>) -> Operation {
+        Operation::new(Goal::Adjust, steps, Vec::new())
+    }
+
     fn new(goal: Goal, up: Vec<Step>, down: Vec<Step>) -> Operation {
         let state = match goal {
             Goal::Create | Goal::Start | Goal::Reset => State::Intent,
+            Goal::Adjust => State::Up(0),
             Goal::Stop | Goal::Delete => State::Turn,
         };
         Operation {
@@ -177,17 +193,22 @@ impl Operation {
         Some(match self.state {
             State::Intent => Effect::Save(Mark::Phase(self.intent())),
             State::Up(index) => Effect::Ensure(self.up[index].clone()),
-            State::Arrived => Effect::Save(Mark::Phase(match self.goal {
-                Goal::Start => Phase::Running,
-                Goal::Create | Goal::Reset | Goal::Stop | Goal::Delete => Phase::Stopped,
-            })),
+            State::Arrived => Effect::Save(match self.goal {
+                Goal::Start => Mark::Phase(Phase::Running),
+                Goal::Create | Goal::Reset | Goal::Stop | Goal::Delete => {
+                    Mark::Phase(Phase::Stopped)
+                }
+                Goal::Adjust => Mark::Adjusted,
+            }),
             State::Turn => Effect::Save(Mark::Phase(match self.goal {
-                Goal::Start | Goal::Stop => Phase::Stopping,
+                Goal::Start | Goal::Stop | Goal::Adjust => Phase::Stopping,
                 Goal::Create | Goal::Delete | Goal::Reset => Phase::Deleting,
             })),
             State::Down(left) => Effect::Absent(self.undone_next(left).clone()),
             State::Undone => Effect::Save(match self.goal {
-                Goal::Start | Goal::Stop | Goal::Reset => Mark::Phase(Phase::Stopped),
+                Goal::Start | Goal::Stop | Goal::Reset | Goal::Adjust => {
+                    Mark::Phase(Phase::Stopped)
+                }
                 Goal::Create | Goal::Delete => Mark::Gone,
             }),
             State::GivingUp => Effect::Save(Mark::Phase(Phase::Stuck)),
@@ -244,7 +265,7 @@ impl Operation {
 
     /// Whether it is on a way up, so that a cancel would turn it.
     pub fn is_going_up(&self) -> bool {
-        matches!(self.goal, Goal::Create | Goal::Start)
+        matches!(self.goal, Goal::Create | Goal::Start | Goal::Adjust)
             && matches!(self.state, State::Intent | State::Up(_) | State::Arrived)
     }
 
@@ -283,7 +304,7 @@ impl Operation {
     /// What a VM that this operation leaves stuck was in the middle of.
     pub fn stuck(&self) -> Stuck {
         match self.goal {
-            Goal::Start | Goal::Stop => Stuck::Stopping,
+            Goal::Start | Goal::Stop | Goal::Adjust => Stuck::Stopping,
             Goal::Create | Goal::Delete => Stuck::Deleting,
             Goal::Reset => Stuck::Resetting,
         }
@@ -294,6 +315,7 @@ impl Operation {
             Goal::Create => Phase::Creating,
             Goal::Start => Phase::Starting,
             Goal::Reset => Phase::Resetting,
+            Goal::Adjust => Phase::Running,
             Goal::Stop => Phase::Stopping,
             Goal::Delete => Phase::Deleting,
         }
@@ -302,12 +324,16 @@ impl Operation {
     fn after_intent(&mut self) -> State {
         match self.goal {
             Goal::Reset => self.after_undo(self.down.len()),
-            Goal::Create | Goal::Start | Goal::Stop | Goal::Delete => self.after_step(0),
+            Goal::Create | Goal::Start | Goal::Stop | Goal::Delete | Goal::Adjust => {
+                self.after_step(0)
+            }
         }
     }
 
     fn after_step(&self, next: usize) -> State {
-        if self.fault.is_some() {
+        if self.fault.is_some() && self.goal == Goal::Adjust {
+            State::Rest
+        } else if self.fault.is_some() {
             State::Turn
         } else if next < self.up.len() {
             State::Up(next)
@@ -325,6 +351,8 @@ impl Operation {
         match self.goal {
             // A root that cannot be made again leaves nothing to go back to.
             Goal::Reset => self.give_up(),
+            // What was given stays given.
+            Goal::Adjust => State::Rest,
             Goal::Create | Goal::Start | Goal::Stop | Goal::Delete => State::Turn,
         }
     }
@@ -333,7 +361,9 @@ impl Operation {
         self.failures = 0;
         match (left, self.goal) {
             (0, Goal::Reset) => self.after_step(0),
-            (0, Goal::Create | Goal::Start | Goal::Stop | Goal::Delete) => State::Undone,
+            (0, Goal::Create | Goal::Start | Goal::Stop | Goal::Delete | Goal::Adjust) => {
+                State::Undone
+            }
             (left, _) => State::Down(left),
         }
     }

@@ -18,6 +18,8 @@ pub(crate) enum Bug {
     HelpersNotKilled,
     /// Nobody hears that a vsock back end ends.
     BackendUnwatched,
+    /// What a running VM lacks of its row is not given to it by the next daemon.
+    AdjustmentForgotten,
     /// A row that says `stuck` is dropped at the next start.
     StuckRowDropped,
     /// What nothing names is swept while a pull is about to name it.

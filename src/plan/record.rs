@@ -32,7 +32,8 @@ pub struct VmRecord {
     pub git: Option<GitIdentity>,
     /// What happens to it when its client's connection ends.
     pub removal: Removal,
-    /// Whether its disks have been given sizes that the next start must give their files.
+    /// Whether it has been given sizes that its disks' files, or what runs of it, may not have
+    /// yet: an adjustment gives them to what runs, the next start to the files.
     pub grows: bool,
     /// Its disks, in the order they are made.
     pub disk_plan: Vec<Step>,

@@ -58,7 +58,7 @@ pub enum Request {
         /// Which.
         target: String,
     },
-    /// Give it other sizes; it must be stopped. Answer: `Vm`.
+    /// Give it other sizes; most of them need it to be stopped. Answer: `Vm`.
     Set {
         /// Which.
         target: String,
@@ -160,7 +160,7 @@ impl Request {
     }
 }
 
-/// Sizes that a VM is to have from its next start on; `None` leaves one as it is.
+/// Sizes that a VM is to have; `None` leaves one as it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Changes {
     /// Virtual processors.
@@ -171,6 +171,20 @@ pub struct Changes {
     pub work_disk: Option<Bytes>,
     /// What the root can take; never less than it is.
     pub root_disk: Option<Bytes>,
+    /// What the balloon leaves of the memory; all of it is no target.
+    pub memory_target: Option<Bytes>,
+}
+
+impl Changes {
+    /// Whether a part of it waits for the next start.
+    pub fn needs_rest(&self) -> bool {
+        self.vcpu.is_some() || self.memory.is_some() || self.root_disk.is_some()
+    }
+
+    /// Whether a part of it is for a running guest only.
+    pub fn needs_run(&self) -> bool {
+        self.memory_target.is_some()
+    }
 }
 
 /// Whether a running VM may be deleted.

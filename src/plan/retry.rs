@@ -43,6 +43,8 @@ pub fn deadline_ms(verb: Verb, step: &Step, vmm: Option<VmmKind>) -> u64 {
             StepKind::UpperDisk | StepKind::RootDisk | StepKind::CowFile | StepKind::WorkDisk,
         ) => 60_000,
         (Verb::Ensure, StepKind::Vmm | StepKind::VsockBackend | StepKind::Configured) => 20_000,
+        // Two calls of the agent and one of the VMM.
+        (Verb::Ensure, StepKind::Adjusted) => 40_000,
         (
             Verb::Ensure,
             StepKind::VmDirectory

@@ -19,6 +19,7 @@
 //! | `VsockBackend` | the process with `--uds-path <id>/vsock` |
 //! | `Vmm` | the process with `--id <id>` (launcher, jailer, Firecracker) or `-name banger-<id>`; a jail is mounts that only it has |
 //! | `Configured`, `Booted`, `Ready` | none: calls to the VMM, then the agent's call |
+//! | `Adjusted` | none: calls to the agent and the VMM of a running guest |
 
 use std::net::Ipv4Addr;
 
@@ -160,6 +161,25 @@ pub enum Step {
         /// Whose.
         vm: VmId,
     },
+    /// The running machine and its guest have sizes that were given to them later. In no
+    /// plan: a start makes them so by itself, but for the target.
+    Adjusted {
+        /// Whose.
+        vm: VmId,
+        /// The machine as it was started.
+        machine: Machine,
+        /// What it is to have.
+        sizes: LiveSizes,
+    },
+}
+
+/// What of a running machine can be made so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LiveSizes {
+    /// The work disk, whose file is so long already.
+    pub work_disk: Bytes,
+    /// What the balloon leaves to the guest; `None`: it is not touched.
+    pub memory_target: Option<Bytes>,
 }
 
 /// How fast frames pass a tap.
@@ -257,11 +277,13 @@ pub enum StepKind {
     Booted,
     /// See [`Step::Ready`].
     Ready,
+    /// See [`Step::Adjusted`].
+    Adjusted,
 }
 
 impl StepKind {
     /// Every kind, in the order of declaration.
-    pub const ALL: [StepKind; 18] = [
+    pub const ALL: [StepKind; 19] = [
         StepKind::VmDirectory,
         StepKind::UpperDisk,
         StepKind::RootDisk,
@@ -280,6 +302,7 @@ impl StepKind {
         StepKind::Configured,
         StepKind::Booted,
         StepKind::Ready,
+        StepKind::Adjusted,
     ];
 
     /// Whether it holds what a guest changed in its root, so that `vm reset` makes it anew.
@@ -311,6 +334,7 @@ impl StepKind {
             StepKind::Configured => "configured",
             StepKind::Booted => "booted",
             StepKind::Ready => "ready",
+            StepKind::Adjusted => "adjusted",
         }
     }
 }
@@ -336,7 +360,8 @@ impl Step {
             | Step::Vmm { vm, .. }
             | Step::Configured { vm, .. }
             | Step::Booted { vm, .. }
-            | Step::Ready { vm } => *vm,
+            | Step::Ready { vm }
+            | Step::Adjusted { vm, .. } => *vm,
         }
     }
 
@@ -344,7 +369,10 @@ impl Step {
     pub fn leaves_object(&self) -> bool {
         !matches!(
             self,
-            Step::Configured { .. } | Step::Booted { .. } | Step::Ready { .. }
+            Step::Configured { .. }
+                | Step::Booted { .. }
+                | Step::Ready { .. }
+                | Step::Adjusted { .. }
         )
     }
 
@@ -369,6 +397,7 @@ impl Step {
             Step::Configured { .. } => StepKind::Configured,
             Step::Booted { .. } => StepKind::Booted,
             Step::Ready { .. } => StepKind::Ready,
+            Step::Adjusted { .. } => StepKind::Adjusted,
         }
     }
 }
@@ -440,7 +469,7 @@ mod tests {
 
     #[test]
     fn every_kind_is_listed() {
-        assert_eq!(StepKind::ALL.len(), StepKind::Ready as usize + 1);
+        assert_eq!(StepKind::ALL.len(), StepKind::Adjusted as usize + 1);
         let words = StepKind::ALL.map(StepKind::word);
         assert!(
             words

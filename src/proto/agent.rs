@@ -45,6 +45,8 @@ pub enum AgentRequest {
     Exec(Exec),
     /// Unpack a tar stream below a directory, which is made if missing.
     Unpack(Unpack),
+    /// Follow what the running machine has been given.
+    Adjust(Adjust),
     /// Write back all file systems, then power off. The reply precedes the power-off.
     PowerOff,
 }
@@ -115,6 +117,18 @@ pub struct Unpacked {
     pub bytes: u64,
 }
 
+/// What a running guest is to follow; each part may be asked for again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Adjust {
+    /// Whether its balloon must have a driver.
+    #[serde(default)]
+    pub balloon: bool,
+    /// How long its work disk is, bytes: the file system on it is to be as long.
+    #[serde(default)]
+    pub work_disk: Option<u64>,
+}
+
 /// The answer to a request that needs none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done {}
@@ -144,6 +158,8 @@ pub enum AgentFailureKind {
     Malformed,
     /// No space left in the guest.
     Full,
+    /// The guest's kernel or machine has no such thing.
+    Unsupported,
     /// Anything else.
     Other,
 }

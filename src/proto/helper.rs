@@ -142,7 +142,8 @@ impl HelperStep {
             | Step::Vmm { .. }
             | Step::Configured { .. }
             | Step::Booted { .. }
-            | Step::Ready { .. } => None,
+            | Step::Ready { .. }
+            | Step::Adjusted { .. } => None,
         }
     }
 

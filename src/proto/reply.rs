@@ -177,6 +177,9 @@ pub struct VmView {
     pub vcpu: u8,
     /// Guest memory, bytes.
     pub memory: u64,
+    /// What of it the balloon leaves to the guest.
+    #[serde(flatten)]
+    pub balloon: Balloon,
     /// Virtual size of the work disk, bytes.
     pub work_disk: u64,
     /// Size of the root, bytes; under `overlay` of what its changes can take.
@@ -234,6 +237,21 @@ pub struct VmView {
     pub warnings: Vec<String>,
     /// Whether it is deleted when its client goes.
     pub delete_on_disconnect: bool,
+}
+
+/// How much of its memory a VM is to keep, keeps, and has of the host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Balloon {
+    /// What the balloon is to leave of it to the guest, bytes, where that was set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_target: Option<u64>,
+    /// What the balloon of a running VM leaves to the guest now, bytes; only of one VM, and
+    /// where its VMM tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_actual: Option<u64>,
+    /// What the VMM of a running VM has in the host's memory, bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_resident: Option<u64>,
 }
 
 /// What holds the changes to a root that is a snapshot.

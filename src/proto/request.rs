@@ -210,7 +210,7 @@ impl Request {
     }
 }
 
-/// Sizes that a VM is to have from its next start on; what is left out stays.
+/// Sizes that a VM is to have; what is left out stays.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Changes {
@@ -222,6 +222,9 @@ pub struct Changes {
     pub work_disk: Option<u64>,
     /// Size of the root, bytes; never less than it is.
     pub root_disk: Option<u64>,
+    /// What the balloon of a running VM leaves to the guest, bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_target: Option<u64>,
 }
 
 /// Which log of a VM.

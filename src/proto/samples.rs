@@ -10,8 +10,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::agent::{
-    AGENT_VERSION, AgentCall, AgentFailure, AgentFailureKind, AgentRequest, Done, Exec, Exit,
-    Terminal, Unpack, Unpacked,
+    AGENT_VERSION, Adjust, AgentCall, AgentFailure, AgentFailureKind, AgentRequest, Done, Exec,
+    Exit, Terminal, Unpack, Unpacked,
 };
 use super::guest::{GuestCall, GuestConfig, GuestFile, Interface, ReadyAck};
 use super::helper::{
@@ -20,8 +20,8 @@ use super::helper::{
 use super::limits::Limits;
 use super::repair::{Outcome, Repair, Repaired, StuckVm};
 use super::reply::{
-    Fact, HostFacts, ImageView, KernelView, Line, Progress, Reply, RootStore, Status, VmView,
-    WireFailure,
+    Balloon, Fact, HostFacts, ImageView, KernelView, Line, Progress, Reply, RootStore, Status,
+    VmView, WireFailure,
 };
 use super::request::{Call, Changes, GitIdentity, LogKind, NewVm, PROTOCOL_VERSION, Request};
 use crate::model::net::{NetRequest, PortForward};
@@ -116,6 +116,7 @@ fn requests() -> Vec<Request> {
             changes: Changes {
                 vcpu: Some(4),
                 work_disk: Some(16 << 30),
+                memory_target: Some(1 << 30),
                 ..Changes::default()
             },
         },
@@ -177,6 +178,11 @@ fn vm_view() -> VmView {
         kernel: "debian-6.1-cloud".to_owned(),
         vcpu: 2,
         memory: 2 << 30,
+        balloon: Balloon {
+            memory_target: Some(1 << 30),
+            memory_actual: Some(1 << 30),
+            memory_resident: Some(900 << 20),
+        },
         work_disk: 8 << 30,
         root_disk: 8 << 30,
         root_mode: "dm-snapshot".to_owned(),
@@ -369,6 +375,13 @@ fn every_call_of_an_agent_has_a_sample_that_loads() {
             "unpack",
             AgentRequest::Unpack(Unpack {
                 path: "/root/repo".to_owned(),
+            }),
+        ),
+        (
+            "adjust",
+            AgentRequest::Adjust(Adjust {
+                balloon: true,
+                work_disk: Some(16 << 30),
             }),
         ),
         ("power-off", AgentRequest::PowerOff),

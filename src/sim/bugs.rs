@@ -7,7 +7,7 @@ use crate::plan::record::Removal;
 use crate::plan::request::{Force, Refresh, Request};
 use crate::plan::step::StepKind;
 
-use super::client::{create, delete, stop};
+use super::client::{breathe, create, delete, grow, stop};
 use super::explore::Search;
 use super::moves::Faults;
 use super::run::{Run, ShellBug};
@@ -163,6 +163,21 @@ fn stuck_row_that_a_restart_drops_is_found() {
     plant(None);
     let (broken, _) = search.broken.expect("the bug is found");
     assert!(broken.contains("orphan"), "{broken}");
+}
+
+#[test]
+fn sizes_that_the_next_daemon_forgets_are_found() {
+    let run = Run::stocked(vec![vec![dev(), grow("dev"), breathe("dev")]]);
+    let faults = Faults {
+        crashes: true,
+        ..Faults::NONE
+    };
+    Search::of(run.clone(), 2, faults).assert_holds();
+    plant(Some(Bug::AdjustmentForgotten));
+    let search = Search::of(run, 1, faults);
+    plant(None);
+    let (broken, _) = search.broken.expect("the bug is found");
+    assert!(broken.contains("never gets the sizes"), "{broken}");
 }
 
 #[test]

@@ -148,6 +148,15 @@ pub(super) fn grow(name: &str) -> Request {
     Request::Set { target, changes }
 }
 
+pub(super) fn breathe(name: &str) -> Request {
+    let changes = Changes {
+        memory_target: Some(Bytes::mib(256)),
+        ..Changes::default()
+    };
+    let target = name.to_owned();
+    Request::Set { target, changes }
+}
+
 pub(super) fn delete(name: &str, force: Force) -> Request {
     let target = name.to_owned();
     Request::Delete { target, force }

@@ -14,7 +14,7 @@ use crate::plan::request::{Force, Refresh, Request};
 use crate::plan::retry::Verb;
 use crate::plan::step::StepKind;
 
-use super::client::{create, delete, of_image, reset, restart, start, stop};
+use super::client::{breathe, create, delete, grow, of_image, reset, restart, start, stop};
 use super::moves::{Faults, Move};
 use super::run::{Helper, Run};
 use super::truth::Rest;
@@ -85,7 +85,16 @@ impl Search {
 
     fn rest(&mut self, run: &Run) {
         self.schedules += 1;
-        if let Err(broken) = run.check_at_rest(Rest::Any) {
+        // Of a crash nothing must remain; a step that fails may leave something undone.
+        let crashes = Faults {
+            crashes: true,
+            ..Faults::NONE
+        };
+        let rest = match self.faults == crashes {
+            true => Rest::Clean,
+            false => Rest::Any,
+        };
+        if let Err(broken) = run.check_at_rest(rest) {
             self.found(broken, run);
         }
     }
@@ -123,6 +132,12 @@ fn fingerprint(run: &Run, interruptions: u32) -> u64 {
     for vm in run.disk.vms.values() {
         (vm.id, vm.phase, vm.run_plan.len()).hash(&mut hasher);
         (vm.stuck.is_some(), vm.removal == Removal::Keep).hash(&mut hasher);
+        (
+            vm.grows,
+            vm.spec.work_disk.0,
+            vm.spec.memory_target.is_some(),
+        )
+            .hash(&mut hasher);
         (vm.lease.map(|lease| lease.address), &vm.spec.image.content).hash(&mut hasher);
         let owner = run.clients.owners.get(&vm.id);
         owner
@@ -195,6 +210,27 @@ fn vm_over_a_snapshot_holds_under_interruptions() {
     let search = Search::of(run, interruptions, Faults::ALL);
     search.assert_holds();
     assert!(search.schedules > 300, "{}", search.schedules);
+}
+
+#[test]
+fn sizes_of_a_running_vm_hold_under_interruptions() {
+    let run = story(vec![
+        vec![
+            dev(Removal::Keep),
+            grow("dev"),
+            breathe("dev"),
+            restart("dev"),
+        ],
+        vec![delete("dev", Force::Kill)],
+    ]);
+    let faults = Faults {
+        late_helpers: false,
+        lingering: false,
+        ..Faults::ALL
+    };
+    let search = Search::of(run, 1, faults);
+    search.assert_holds();
+    assert!(search.schedules > 100, "{}", search.schedules);
 }
 
 #[test]

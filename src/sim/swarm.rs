@@ -14,7 +14,9 @@ use crate::plan::record::Removal;
 use crate::plan::request::{Force, Refresh, Request};
 use crate::plan::step::StepKind;
 
-use super::client::{create, delete, grow, kill, of_image, reset, restart, start, stop, with_root};
+use super::client::{
+    breathe, create, delete, grow, kill, of_image, reset, restart, start, stop, with_root,
+};
 use super::explore::number;
 use super::moves::{Death, Faults, Move};
 use super::run::{Run, ShellBug};
@@ -77,7 +79,7 @@ fn some_request(dice: &mut Dice) -> Request {
     let removal = *dice.pick(&[Removal::Keep, Removal::Keep, Removal::WithClient]);
     let image = *dice.pick(&["small", "small", "twin", "large"]);
     let refresh = *dice.pick(&[Refresh::Again, Refresh::Keep]);
-    match dice.below(37) / 2 {
+    match dice.below(39) / 2 {
         0..=4 => {
             let wanted = create(name, net, removal);
             of_image(image, with_root(wanted, *dice.pick(RootModeRequest::ALL)))
@@ -88,6 +90,7 @@ fn some_request(dice: &mut Dice) -> Request {
         9 => restart(name),
         10 => reset(name),
         11 => grow(name),
+        19 => breathe(name),
         12 => delete(name, Force::Refuse),
         13 | 14 => delete(name, Force::Kill),
         15 => Request::ImagePull {

@@ -39,6 +39,9 @@ impl Run {
         self.check()?;
         for vm in self.disk.vms.values() {
             match vm.phase {
+                Phase::Running if rest == Rest::Clean && vm.grows => {
+                    return Err(format!("vm {} never gets the sizes of its row", vm.id));
+                }
                 Phase::Running => {}
                 Phase::Stopped => self.is_stopped(vm)?,
                 Phase::Stuck if rest == Rest::Any => {}
@@ -122,6 +125,14 @@ impl Run {
             if let Some(step) = lacks {
                 let kind = step.kind().word();
                 return Err(format!("vm {} is running without its {kind}", vm.id));
+            }
+            let mut disks = vm.disk_plan.iter().filter(|_| !vm.grows);
+            if let Some(step) = disks.find(|step| self.world.is_another(step)) {
+                let kind = step.kind().word();
+                return Err(format!(
+                    "vm {} says it has grown, its {kind} has not",
+                    vm.id
+                ));
             }
         }
         Ok(())

@@ -142,6 +142,11 @@ impl World {
         self.has(vm, StepKind::Vmm)
     }
 
+    /// Whether the step's object is there and not as described.
+    pub(super) fn is_another(&self, step: &Step) -> bool {
+        matches!(self.probe(step), Ok(Presence::Different))
+    }
+
     /// Whether its guest can be called.
     pub(super) fn is_reachable(&self, vm: VmId) -> bool {
         match self.objects.get(&(vm, StepKind::Vmm)) {
@@ -202,7 +207,7 @@ impl World {
         match step {
             Step::Configured { .. } => drop(self.guests.insert(vm, Guest::Described)),
             Step::Booted { .. } => drop(self.guests.insert(vm, Guest::Runs)),
-            Step::Ready { .. } => {}
+            Step::Ready { .. } | Step::Adjusted { .. } => {}
             _ => self.make(step),
         }
         Ok(())
@@ -310,7 +315,7 @@ impl World {
         let (vm, kind) = (step.vm(), step.kind());
         let found = self.objects.get(&(vm, kind)).copied();
         Ok(match (step, found) {
-            (Step::Ready { .. }, _) => Presence::Absent,
+            (Step::Ready { .. } | Step::Adjusted { .. }, _) => Presence::Absent,
             (Step::Configured { .. } | Step::Booted { .. }, _) if !self.is_alive(vm) => {
                 Presence::Absent
             }
@@ -415,6 +420,8 @@ impl World {
             }
             // Files that it was given open, or that are bound in its jail, it has.
             Step::Configured { .. } | Step::Booted { .. } => self.call(step),
+            // Nothing is missing: it is the balloon that could be.
+            Step::Adjusted { .. } => self.call(step).map_err(|_| fault(step, FaultKind::Other)),
             Step::Ready { .. } if self.is_reachable(vm) => Ok(()),
             Step::Ready { .. } => Err(fault(step, FaultKind::Timeout)),
         }
@@ -491,7 +498,8 @@ fn shape(step: &Step) -> Shape {
         | Step::VsockBackend { .. }
         | Step::Configured { .. }
         | Step::Booted { .. }
-        | Step::Ready { .. } => Shape::Plain,
+        | Step::Ready { .. }
+        | Step::Adjusted { .. } => Shape::Plain,
     }
 }
 

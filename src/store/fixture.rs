@@ -24,6 +24,7 @@ fn spec(root_mode: RootMode) -> VmSpec {
         },
         vcpu: 2,
         memory: Bytes::gib(1),
+        memory_target: None,
         work_disk: Bytes::gib(8),
         root_disk: Bytes::gib(4),
         root_mode,

@@ -49,6 +49,9 @@ pub struct VmRowV1 {
     kernel: ContentRow,
     vcpu: u8,
     memory: u64,
+    /// Rows of before there were targets have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    memory_target: Option<u64>,
     work_disk: u64,
     root_disk: u64,
     /// Rows of before it was recorded are of overlays.
@@ -301,6 +304,7 @@ impl VmRowV1 {
             kernel: ContentRow::of(&spec.kernel.name, &spec.kernel.content),
             vcpu: spec.vcpu,
             memory: spec.memory.0,
+            memory_target: spec.memory_target.map(|target| target.0),
             work_disk: spec.work_disk.0,
             root_disk: spec.root_disk.0,
             root_mode: spec.root_mode.to_string(),
@@ -370,6 +374,7 @@ impl VmRowV1 {
             },
             vcpu: self.vcpu,
             memory: Bytes(self.memory),
+            memory_target: self.memory_target.map(Bytes),
             work_disk: Bytes(self.work_disk),
             root_disk: Bytes(self.root_disk),
             root_mode: read_text(&self.root_mode)?,

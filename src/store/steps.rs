@@ -7,7 +7,7 @@ use crate::model::ids::VmId;
 use crate::model::limits::Limits;
 use crate::model::units::Bytes;
 use crate::model::vm::{Confinement, RootMode};
-use crate::plan::step::{GroupLimits, Machine, Outside, Step, TapLimit};
+use crate::plan::step::{GroupLimits, LiveSizes, Machine, Outside, Step, TapLimit};
 
 use super::rows::{Unread, read_list, read_text};
 
@@ -96,6 +96,8 @@ pub enum StepRow {
     },
     /// See `plan::step`.
     Ready {},
+    /// See `plan::step`.
+    Adjusted(AdjustedRow),
 }
 
 /// Whether packets may leave the host.
@@ -178,6 +180,11 @@ impl StepRow {
                 kind: kind.to_string(),
             },
             Step::Ready { .. } => StepRow::Ready {},
+            Step::Adjusted { machine, sizes, .. } => StepRow::Adjusted(AdjustedRow {
+                machine: MachineRow::of(machine),
+                work_disk: sizes.work_disk.0,
+                memory_target: sizes.memory_target.map(|target| target.0),
+            }),
         }
     }
 
@@ -247,6 +254,7 @@ impl StepRow {
                 kind: read_text(kind)?,
             },
             StepRow::Ready {} => Step::Ready { vm },
+            StepRow::Adjusted(row) => row.step(vm)?,
         })
     }
 }
@@ -311,6 +319,30 @@ impl MachineRow {
             limits: self.limits.read(),
             confinement: read_text(&self.confinement)?,
         })
+    }
+}
+
+/// Sizes of a running machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdjustedRow {
+    /// As it was started.
+    machine: MachineRow,
+    /// Bytes.
+    work_disk: u64,
+    /// Bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    memory_target: Option<u64>,
+}
+
+impl AdjustedRow {
+    fn step(&self, vm: VmId) -> Result<Step, Unread> {
+        let sizes = LiveSizes {
+            work_disk: Bytes(self.work_disk),
+            memory_target: self.memory_target.map(Bytes),
+        };
+        let machine = self.machine.read()?;
+        Ok(Step::Adjusted { vm, machine, sizes })
     }
 }
 

@@ -16,14 +16,16 @@ use crate::host::launch::Inherited;
 use crate::host::process::Marker;
 use crate::host::program::Programs;
 use crate::model::ids::VmId;
+use crate::model::units::Bytes;
 use crate::model::vm::Confinement;
-use crate::plan::step::Fault;
+use crate::plan::step::{Fault, LiveSizes};
 
 use super::machine::{
-    Access, DISK_FILES, Disk, GUEST_CID, INITRD_FILE, KERNEL_FILE, Net, Parts, descriptor,
+    Access, DISK_FILES, Disk, GUEST_CID, INITRD_FILE, KERNEL_FILE, Net, Parts, WORK_DISK,
+    descriptor,
 };
-use super::{ControlSocket, Deadline, GuestState, Vmm};
-use api::{Action, Api, InstanceState, Request, VmState};
+use super::{ControlSocket, Deadline, GuestState, Vmm, out_of_reach};
+use api::{Action, Api, BalloonUpdate, DriveUpdate, InstanceState, Patch, Request, VmState};
 
 /// The implementation over `firecracker`.
 #[derive(Debug)]
@@ -98,7 +100,7 @@ impl Vmm for Firecracker {
         let mut api = Api::connect(control, limit)?;
         match api.state()? {
             InstanceState::NotStarted => api.put(&Request::Action(Action::InstanceStart)),
-            InstanceState::Paused => api.set_state(VmState::Resumed),
+            InstanceState::Paused => api.patch(&Patch::State(VmState::Resumed)),
             InstanceState::Running => Ok(()),
         }
     }
@@ -110,6 +112,43 @@ impl Vmm for Firecracker {
             InstanceState::Paused => GuestState::Paused,
         })
     }
+
+    fn adjust(&self, parts: &Parts, sizes: LiveSizes, limit: Deadline) -> Result<(), Fault> {
+        let mut api = Api::connect(&parts.control, limit).map_err(out_of_reach)?;
+        if sizes.memory_target.is_some() {
+            api.find_balloon()?;
+        }
+        patches(parts, sizes)
+            .iter()
+            .try_for_each(|patch| api.patch(patch))
+    }
+
+    fn memory_left(&self, control: &Path, memory: Bytes, limit: Deadline) -> Result<Bytes, Fault> {
+        let held = Api::connect(control, limit)?.balloon_stats()?.actual_mib;
+        Ok(Bytes(memory.0.saturating_sub(Bytes::mib(held).0)))
+    }
+}
+
+/// Everything that gives a running machine these sizes.
+fn patches(parts: &Parts, sizes: LiveSizes) -> Vec<Patch> {
+    let told = requests(parts)
+        .into_iter()
+        .find_map(|request| match request {
+            Request::Drive(drive) if drive.drive_id == WORK_DISK => Some(drive),
+            _ => None,
+        });
+    let work = told.map(|drive| {
+        Patch::Drive(DriveUpdate {
+            drive_id: drive.drive_id,
+            path_on_host: drive.path_on_host,
+        })
+    });
+    let balloon = sizes.memory_target.map(|target| {
+        Patch::Balloon(BalloonUpdate {
+            amount_mib: parts.memory.whole_mib().saturating_sub(target.whole_mib()),
+        })
+    });
+    work.into_iter().chain(balloon).collect()
 }
 
 /// Its arguments without its identity, which a jailer hands on by itself.
@@ -176,12 +215,17 @@ fn network(parts: &Parts) -> Option<Request> {
     }))
 }
 
+/// What the balloon holds is told whenever it is asked; what the guest counts besides, every
+/// so often, nobody needs.
+const STATS_INTERVAL_S: u32 = 3600;
+
 /// Of size zero: through it the guest tells which of its pages are free.
 fn balloon() -> Request {
     Request::Balloon(api::Balloon {
         amount_mib: 0,
         deflate_on_oom: true,
         free_page_reporting: true,
+        stats_polling_interval_s: STATS_INTERVAL_S,
     })
 }
 

@@ -15,6 +15,9 @@ use crate::plan::step::Machine;
 /// The context identifier of every guest: each has a vsock back end of its own.
 pub const GUEST_CID: u32 = 3;
 
+/// The name of the disk mounted at /root.
+pub const WORK_DISK: &str = "work";
+
 /// A machine, ready to be given to a VMM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parts {
@@ -215,7 +218,7 @@ fn disks(layout: &Layout, vm: VmId, machine: &Machine) -> Vec<Disk> {
         RootMode::DmSnapshot => vec![disk("root", layout.root_device(vm), Access::Device)],
     };
     let modules = layout.kernel(&machine.kernel).join("modules.ext4");
-    disks.push(disk("work", layout.work_disk(vm), Access::ReadWrite));
+    disks.push(disk(WORK_DISK, layout.work_disk(vm), Access::ReadWrite));
     disks.push(disk("modules", modules, Access::ReadOnly));
     disks
 }
@@ -230,7 +233,7 @@ fn guest_disks(disks: &[Disk]) -> GuestDisks {
     GuestDisks {
         base: named("base").unwrap_or_else(own),
         upper: named("upper"),
-        work: named("work").unwrap_or_default(),
+        work: named(WORK_DISK).unwrap_or_default(),
         modules: named("modules").unwrap_or_default(),
     }
 }

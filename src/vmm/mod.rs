@@ -40,8 +40,9 @@ use crate::host::launch::Inherited;
 use crate::host::process::Marker;
 use crate::host::program::Programs;
 use crate::model::ids::VmId;
+use crate::model::units::Bytes;
 use crate::model::vm::VmmKind;
-use crate::plan::step::{Fault, FaultKind};
+use crate::plan::step::{Fault, FaultKind, LiveSizes};
 
 use machine::Parts;
 
@@ -86,6 +87,18 @@ pub trait Vmm: Sync {
 
     /// What the guest's processors do.
     fn state(&self, control: &Path, limit: Deadline) -> Result<GuestState, Fault>;
+
+    /// Gives a running machine these sizes; nothing where it has them.
+    ///
+    /// # Errors
+    /// It has no balloon and there is a target (kind `Missing`), or it refuses.
+    fn adjust(&self, parts: &Parts, sizes: LiveSizes, limit: Deadline) -> Result<(), Fault>;
+
+    /// What its balloon leaves to a running guest with so much memory.
+    ///
+    /// # Errors
+    /// It has no balloon, or does not tell.
+    fn memory_left(&self, control: &Path, memory: Bytes, limit: Deadline) -> Result<Bytes, Fault>;
 }
 
 /// Who makes the control socket.
@@ -115,6 +128,18 @@ pub fn of(kind: VmmKind) -> &'static dyn Vmm {
     match kind {
         VmmKind::Firecracker => &firecracker::Firecracker,
         VmmKind::QemuKvm | VmmKind::QemuTcg => &qemu::Qemu,
+    }
+}
+
+/// The fault of a VMM that is not there to be asked: what is missing is no device of its
+/// machine.
+fn out_of_reach(fault: Fault) -> Fault {
+    match fault.kind {
+        FaultKind::Missing => Fault {
+            kind: FaultKind::Other,
+            ..fault
+        },
+        _ => fault,
     }
 }
 

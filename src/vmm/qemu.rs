@@ -17,13 +17,16 @@ use crate::host::process::Marker;
 use crate::host::program::Programs;
 use crate::model::ids::VmId;
 use crate::model::limits::Limits;
+use crate::model::units::Bytes;
 use crate::model::vm::VmmKind;
 use crate::plan::make::TRANSLATED_MIB;
-use crate::plan::step::{Fault, FaultKind};
+use crate::plan::step::{Fault, FaultKind, LiveSizes};
 
-use super::machine::{Access, DISK_FILES, Disk, INITRD_FILE, KERNEL_FILE, Net, Parts, descriptor};
-use super::qmp::{Qmp, RunState};
-use super::{ControlSocket, Deadline, GuestState, Vmm};
+use super::machine::{
+    Access, DISK_FILES, Disk, INITRD_FILE, KERNEL_FILE, Net, Parts, WORK_DISK, descriptor,
+};
+use super::qmp::{Command, Qmp, RunState};
+use super::{ControlSocket, Deadline, GuestState, Vmm, out_of_reach};
 
 /// The implementation over `qemu-system-x86_64`.
 #[derive(Debug)]
@@ -94,7 +97,7 @@ impl Vmm for Qemu {
     }
 
     fn boot(&self, control: &Path, limit: Deadline) -> Result<(), Fault> {
-        Qmp::connect(control, limit)?.execute("cont")
+        Qmp::connect(control, limit)?.execute(Command::Cont)
     }
 
     fn state(&self, control: &Path, limit: Deadline) -> Result<GuestState, Fault> {
@@ -111,6 +114,22 @@ impl Vmm for Qemu {
                 ),
             )),
         }
+    }
+
+    fn adjust(&self, parts: &Parts, sizes: LiveSizes, limit: Deadline) -> Result<(), Fault> {
+        let mut qmp = Qmp::connect(&parts.control, limit).map_err(out_of_reach)?;
+        qmp.execute(Command::BlockResize {
+            device: WORK_DISK,
+            size: sizes.work_disk.0,
+        })?;
+        match sizes.memory_target {
+            Some(Bytes(value)) => qmp.execute(Command::Balloon { value }),
+            None => Ok(()),
+        }
+    }
+
+    fn memory_left(&self, control: &Path, _memory: Bytes, limit: Deadline) -> Result<Bytes, Fault> {
+        Qmp::connect(control, limit)?.balloon().map(Bytes)
     }
 }
 
@@ -289,7 +308,6 @@ mod tests {
     use super::super::machine::tests::{parts, parts_of};
     use super::*;
     use crate::model::net::NetMode;
-    use crate::model::units::Bytes;
     use crate::model::vm::RootMode;
 
     fn arguments(kind: VmmKind, net: NetMode) -> Vec<String> {

@@ -62,9 +62,34 @@ pub enum RunState {
     Other,
 }
 
-#[derive(Serialize)]
-struct Command<'a> {
-    execute: &'a str,
+/// What QEMU is told. Names and arguments are those of its qapi/ (7.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(tag = "execute", content = "arguments", rename_all = "snake_case")]
+pub enum Command<'a> {
+    /// Ends the negotiation.
+    QmpCapabilities,
+    /// Lets the guest run.
+    Cont,
+    /// Stops its processors.
+    Stop,
+    /// What does the guest do?
+    #[serde(rename = "query-status")]
+    QueryStatus,
+    /// Makes a disk longer, whose file may be so long already.
+    BlockResize {
+        /// The drive's name.
+        device: &'a str,
+        /// Bytes.
+        size: u64,
+    },
+    /// Has the balloon leave so much to the guest.
+    Balloon {
+        /// Bytes.
+        value: u64,
+    },
+    /// What does the balloon leave to the guest?
+    #[serde(rename = "query-balloon")]
+    QueryBalloon,
 }
 
 #[derive(Deserialize)]
@@ -78,6 +103,7 @@ enum Line<T> {
 
 #[derive(Deserialize)]
 struct Refusal {
+    class: String,
     desc: String,
 }
 
@@ -90,6 +116,11 @@ struct Event {
 #[derive(Deserialize)]
 struct Status {
     status: RunState,
+}
+
+#[derive(Deserialize)]
+struct Balloon {
+    actual: u64,
 }
 
 impl Qmp {
@@ -113,26 +144,30 @@ impl Qmp {
                 ));
             }
         }
-        qmp.execute("qmp_capabilities")?;
+        qmp.execute(Command::QmpCapabilities)?;
         Ok(qmp)
     }
 
-    /// Carries a command without arguments out: `cont`, `stop`, `system_powerdown`,
-    /// `quit`.
-    pub fn execute(&mut self, command: &str) -> Result<(), Fault> {
+    /// Carries a command out whose answer says nothing.
+    pub fn execute(&mut self, command: Command<'_>) -> Result<(), Fault> {
         self.ask::<IgnoredAny>(command).map(drop)
     }
 
     /// What the guest does.
     pub fn status(&mut self) -> Result<RunState, Fault> {
-        self.ask::<Status>("query-status")
+        self.ask::<Status>(Command::QueryStatus)
             .map(|status| status.status)
     }
 
-    fn ask<T: for<'de> Deserialize<'de>>(&mut self, command: &str) -> Result<T, Fault> {
-        let attempt = format!("tell QEMU to {command}");
-        let mut line = serde_json::to_vec(&Command { execute: command })
-            .expect("a struct of one string is JSON");
+    /// What the balloon leaves to the guest, bytes.
+    pub fn balloon(&mut self) -> Result<u64, Fault> {
+        self.ask::<Balloon>(Command::QueryBalloon)
+            .map(|balloon| balloon.actual)
+    }
+
+    fn ask<T: for<'de> Deserialize<'de>>(&mut self, command: Command<'_>) -> Result<T, Fault> {
+        let attempt = format!("tell QEMU to {}", command.word());
+        let mut line = serde_json::to_vec(&command).expect("texts and numbers are JSON");
         line.push(b'\n');
         let left = self.deadline.left(&attempt)?;
         let stream = self.stream.get_mut();
@@ -142,10 +177,7 @@ impl Qmp {
             .map_err(|error| io_fault(&attempt, error))?;
         match self.read(&attempt)? {
             Line::Return(value) => Ok(value),
-            Line::Error(refusal) => Err(Fault::new(
-                FaultKind::Other,
-                format!("{attempt}: {}", refusal.desc),
-            )),
+            Line::Error(refusal) => Err(refusal.fault(&attempt)),
             Line::Greeting(_) => Err(Fault::new(FaultKind::Other, format!("{attempt}: greeted"))),
         }
     }
@@ -182,6 +214,31 @@ impl Qmp {
             }
         }
         Ok(line)
+    }
+}
+
+impl Command<'_> {
+    fn word(&self) -> &'static str {
+        match self {
+            Command::QmpCapabilities => "qmp_capabilities",
+            Command::Cont => "cont",
+            Command::Stop => "stop",
+            Command::QueryStatus => "query-status",
+            Command::BlockResize { .. } => "block_resize",
+            Command::Balloon { .. } => "balloon",
+            Command::QueryBalloon => "query-balloon",
+        }
+    }
+}
+
+impl Refusal {
+    fn fault(&self, attempt: &str) -> Fault {
+        let kind = match self.class.as_str() {
+            // The device that a command is about is not there.
+            "DeviceNotActive" | "DeviceNotFound" => FaultKind::Missing,
+            _ => FaultKind::Other,
+        };
+        Fault::new(kind, format!("{attempt}: {}", self.desc))
     }
 }
 
@@ -245,6 +302,43 @@ mod tests {
         );
         let fault = hearing(&lines, true).unwrap_err();
         assert_eq!(fault.what, "tell QEMU to query-status: not today");
+    }
+
+    #[test]
+    fn a_device_that_is_missing_is_told_from_any_other_refusal() {
+        let refused = |class: &str| {
+            let refusal = Refusal {
+                class: class.to_owned(),
+                desc: "No balloon device has been activated".to_owned(),
+            };
+            refusal.fault("tell QEMU to balloon").kind
+        };
+        assert_eq!(refused("DeviceNotActive"), FaultKind::Missing);
+        assert_eq!(refused("GenericError"), FaultKind::Other);
+    }
+
+    #[test]
+    fn commands_are_written_as_qemu_reads_them() {
+        let text = |command| serde_json::to_string(&command).unwrap();
+        assert_eq!(text(Command::Cont), r#"{"execute":"cont"}"#);
+        let resize = Command::BlockResize {
+            device: "work",
+            size: 1 << 30,
+        };
+        let resized =
+            r#"{"execute":"block_resize","arguments":{"device":"work","size":1073741824}}"#;
+        assert_eq!(text(resize), resized);
+        let balloon = r#"{"execute":"balloon","arguments":{"value":134217728}}"#;
+        assert_eq!(text(Command::Balloon { value: 128 << 20 }), balloon);
+        for command in [
+            Command::QmpCapabilities,
+            Command::Stop,
+            Command::QueryStatus,
+            Command::QueryBalloon,
+        ] {
+            let word = format!(r#"{{"execute":"{}"}}"#, command.word());
+            assert_eq!(text(command), word);
+        }
     }
 
     #[test]

@@ -23,9 +23,10 @@ use crate::host::layout::Layout;
 use crate::host::process::{Children, Marker, Process, find, kill_all};
 use crate::host::program::Programs;
 use crate::model::ids::VmId;
+use crate::model::units::Bytes;
 use crate::model::vm::VmmKind;
 use crate::plan::boot_args::HostClock;
-use crate::plan::step::{Fault, FaultKind, Machine, Presence};
+use crate::plan::step::{Fault, FaultKind, LiveSizes, Machine, Presence};
 
 use super::initrd::{self, OwnProgram};
 use super::logs::KEEPER_LIMIT;
@@ -282,6 +283,18 @@ impl Vmms {
                 GuestState::Paused => Presence::Different,
             },
         )
+    }
+
+    /// Has a running machine be given these sizes.
+    pub fn adjust(&self, vm: VmId, machine: &Machine, sizes: LiveSizes) -> Result<(), Fault> {
+        let parts = self.parts(vm, machine)?;
+        super::of(machine.kind).adjust(&parts, sizes, Deadline::after(CALL_LIMIT))
+    }
+
+    /// What the balloon of a running machine leaves to its guest.
+    pub fn memory_left(&self, vm: VmId, kind: VmmKind, memory: Bytes) -> Result<Bytes, Fault> {
+        let control = self.layout.control_socket(vm);
+        super::of(kind).memory_left(&control, memory, Deadline::after(PROBE_LIMIT))
     }
 
     fn parts(&self, vm: VmId, machine: &Machine) -> Result<Parts, Fault> {

@@ -199,6 +199,7 @@ impl Machine {
                     self.store.save(&[RowChange::PutVm(row)]).unwrap();
                     saved(Some(phase));
                 }
+                Effect::Save(Mark::Adjusted) => unreachable!("nothing runs here"),
                 Effect::Save(Mark::Gone) => {
                     self.store.save(&[RowChange::DropVm(row.id)]).unwrap();
                     saved(None);

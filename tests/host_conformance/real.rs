@@ -19,7 +19,7 @@ use banger::model::vm::VmmKind;
 use banger::plan::retry::Verb;
 use banger::plan::step::{Fault, Presence, Step};
 use banger::sys::tun::{self, FrameHeader};
-use banger::vmm::qmp::Qmp;
+use banger::vmm::qmp::{self, Qmp};
 use banger::vmm::{Deadline, of};
 
 use crate::both::Side;
@@ -245,7 +245,7 @@ impl Side for Real<'_> {
                 let control = self.lab.host.layout().control_socket(*vm);
                 let limit = Deadline::after(Duration::from_secs(60));
                 let mut qmp = Qmp::connect(&control, limit).unwrap();
-                qmp.execute("stop").unwrap();
+                qmp.execute(qmp::Command::Stop).unwrap();
             }
             Turn::FillUp => self.fill_up(),
             Turn::MakeRoom => {

@@ -14,7 +14,7 @@ use banger::model::net::NetMode;
 use banger::model::units::Bytes;
 use banger::model::vm::{Confinement, RootMode, VmmKind};
 use banger::plan::retry::Verb;
-use banger::plan::step::{GroupLimits, Machine, Outside, Step};
+use banger::plan::step::{GroupLimits, LiveSizes, Machine, Outside, Step};
 
 use crate::world::Turn;
 
@@ -215,6 +215,17 @@ impl Cast {
         Step::Booted {
             vm: self.vm,
             kind: self.machine.kind,
+        }
+    }
+
+    fn adjusted(&self) -> Step {
+        Step::Adjusted {
+            vm: self.vm,
+            machine: self.machine.clone(),
+            sizes: LiveSizes {
+                work_disk: Bytes::mib(64),
+                memory_target: Some(Bytes::mib(100)),
+            },
         }
     }
 
@@ -471,7 +482,7 @@ fn processes(vm: VmId) -> Vec<Script> {
     let cast = Cast::new(vm, VmmKind::QemuTcg, NetMode::Isolated);
     let (backend, vmm) = (cast.backend(), cast.vmm());
     let (configured, booted) = (cast.configured(), cast.booted());
-    let group = cast.group();
+    let (group, adjusted) = (cast.group(), cast.adjusted());
     let before_backend = || cast.plan_before(&backend);
     let before_booted = || cast.plan_before(&booted);
     let down = || all(cast.plan().into_iter().rev().collect(), absent);
@@ -506,6 +517,18 @@ fn processes(vm: VmId) -> Vec<Script> {
                 vec![ensure(booted.clone()), happens(Turn::Pause(vm))],
                 vec![ensure(booted.clone()), happens(Turn::BackendDies(vm))],
                 vec![ensure(vmm.clone()), absent(vmm.clone()), ensure(configured)],
+                down(),
+            ]
+            .concat(),
+        )
+        .needs(&[Need::Qemu]),
+        Script::of(
+            "sizes of a machine that runs, of one that died and of none",
+            [
+                before_booted(),
+                [vec![ensure(booted.clone())], twice(&adjusted)].concat(),
+                vec![happens(Turn::VmmDies(vm)), ensure(adjusted.clone())],
+                vec![absent(vmm.clone()), ensure(adjusted)],
                 down(),
             ]
             .concat(),

@@ -22,6 +22,7 @@ fn spec(net: NetMode, root_mode: RootMode) -> VmSpec {
         },
         vcpu: 1,
         memory: Bytes::mib(512),
+        memory_target: None,
         work_disk: Bytes::gib(1),
         root_disk: Bytes::gib(2),
         root_mode,

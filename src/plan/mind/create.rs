@@ -193,6 +193,7 @@ impl Mind {
             },
             vcpu: request.vcpu,
             memory: request.memory,
+            memory_target: None,
             work_disk: request.work_disk,
             root_disk: request.root_disk,
             root_mode,

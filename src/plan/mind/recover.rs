@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | Creating, Deleting | any | delete |
 //! | Starting, Stopping | any | stop |
-//! | Running | alive | adopt: put its network rules back, watch it again |
+//! | Running | alive | adopt: put its network rules back, watch it again, give it the sizes that it lacks |
 //! | Running | gone | stop |
 //! | Resetting | any | reset again |
 //! | Stuck | any | try once more what got stuck |
@@ -187,6 +187,9 @@ impl Mind {
         self.watch(id);
         if self.needs_backend(id) {
             self.watch_backend(id);
+        }
+        if self.vms[&id].record.grows && !planted(Bug::AdjustmentForgotten) {
+            self.begin_adjust(id, Vec::new());
         }
     }
 }

@@ -87,6 +87,7 @@ pub(super) fn failure(goal: Goal, name: &VmName, fault: &Fault, at: Option<StepK
         Goal::Stop => "stop",
         Goal::Delete => "delete",
         Goal::Reset => "reset",
+        Goal::Adjust => "give other sizes to",
     };
     let kind = match fault.kind {
         FaultKind::Denied => FailureKind::Denied,
@@ -111,6 +112,9 @@ fn hint(name: &VmName, kind: FaultKind, at: Option<StepKind>) -> Option<String> 
         (FaultKind::Full, _) => Some("Free space, for example with `banger vm prune`.".to_owned()),
         (_, Some(StepKind::Ready)) => Some(format!(
             "The VM is kept: see `banger vm logs {name} --console`, then `banger vm start {name}` or `banger vm delete {name}`."
+        )),
+        (_, Some(StepKind::Adjusted)) => Some(format!(
+            "What was asked is kept: the same `banger vm set {name}` again, or `banger vm restart {name}`, brings it about."
         )),
         (
             FaultKind::Busy

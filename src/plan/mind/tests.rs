@@ -1,6 +1,7 @@
 //! The mind, heard and answered event by event: a desk at which everything is done at
 //! once, but for what a test holds back or lets fail.
 
+mod adjust;
 mod lifecycle;
 mod requests;
 

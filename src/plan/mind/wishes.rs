@@ -62,7 +62,9 @@ impl Mind {
             Wish::Restart => self.begin_start(id, waiters, OnLeave::GoOn),
             Wish::Delete | Wish::ForceDelete => self.begin_delete(id, waiters),
             Wish::Reset => self.begin_reset(id, waiters),
-            Wish::Set | Wish::Dial => self.already_so(id, waiters.into_iter().next(), wish),
+            Wish::Set | Wish::Adjust | Wish::Dial => {
+                self.already_so(id, waiters.into_iter().next(), wish)
+            }
         }
     }
 
@@ -83,7 +85,8 @@ impl Mind {
             | Wish::Delete
             | Wish::ForceDelete
             | Wish::Reset
-            | Wish::Set => Reply::Vm(Box::new(record)),
+            | Wish::Set
+            | Wish::Adjust => Reply::Vm(Box::new(record)),
         };
         self.reply(waiter, reply);
     }
@@ -243,6 +246,7 @@ impl Mind {
             Some(Work::PoweringOff { .. }) => self.end_waiting_for_guest(id),
             Some(Work::Operating(_)) => {
                 let what = format!("the VMM ended: {reason}");
+                self.note_end(id, reason);
                 self.turn(id, Fault::new(FaultKind::Exited, what));
             }
             None if vm.record.phase == Phase::Running => {
@@ -268,6 +272,7 @@ impl Mind {
             Some(Work::PoweringOff { .. }) => {}
             Some(Work::Operating(work)) if work.operation.is_going_up() => {
                 self.log(Some(id), None, reason.clone());
+                self.note_end(id, &reason);
                 self.turn(id, Fault::new(FaultKind::Exited, reason));
             }
             None if vm.record.phase == Phase::Running => {
@@ -332,6 +337,8 @@ impl Vm {
                     Goal::Start | Goal::Stop => Situation::Stopping,
                     Goal::Create | Goal::Delete => Situation::Deleting,
                     Goal::Reset => Situation::Resetting,
+                    Goal::Adjust if work.run_ended.is_some() => Situation::Stopping,
+                    Goal::Adjust => Situation::Adjusting,
                 }
             }
             None => self.situation_at_rest(),

@@ -38,6 +38,8 @@ pub(super) struct Operating {
     waiters: Vec<Waiter>,
     then: Then,
     on_leave: OnLeave,
+    /// Why the run that is being adjusted is over: what follows is its removal.
+    pub(super) run_ended: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -166,7 +168,7 @@ impl Mind {
         self.operate(id, operation, waiters, Then::Rest, OnLeave::GoOn);
     }
 
-    fn operate(
+    pub(super) fn operate(
         &mut self,
         id: VmId,
         operation: Operation,
@@ -184,6 +186,7 @@ impl Mind {
             waiters,
             then,
             on_leave,
+            run_ended: None,
         }));
         self.pump(id);
     }
@@ -207,7 +210,7 @@ impl Mind {
         }
     }
 
-    fn operating(&mut self, id: VmId) -> Option<&mut Operating> {
+    pub(super) fn operating(&mut self, id: VmId) -> Option<&mut Operating> {
         match self.vms.get_mut(&id)?.work.as_mut()? {
             Work::Operating(work) => Some(work),
             Work::PoweringOff { .. } => None,
@@ -354,6 +357,15 @@ impl Mind {
     fn save_mark(&mut self, id: VmId, mark: Mark) {
         match mark {
             Mark::Phase(phase) => self.save_phase(id, phase),
+            Mark::Adjusted => {
+                let vm = self.vms.get_mut(&id).expect("it has work");
+                vm.record.grows = false;
+                // All of the memory, which it now has, is no target.
+                let memory = vm.record.spec.memory;
+                let target = &mut vm.record.spec.memory_target;
+                *target = target.filter(|target| *target < memory);
+                self.save_row(id);
+            }
             Mark::Gone => self.out.push(Action::Save(vec![RowChange::DropVm(id)])),
         }
     }
@@ -371,13 +383,19 @@ impl Mind {
         let before = vm.record.clone();
         vm.enter(phase, now);
         if vm.record != before || !vm.is_durable {
-            vm.is_durable = true;
-            let row = RowChange::PutVm(Box::new(vm.record.clone()));
-            self.out.push(Action::Save(vec![row]));
+            self.save_row(id);
         }
         if matches!(phase, Phase::Stopped | Phase::Stuck) {
             self.tell_watchers(id);
         }
+    }
+
+    /// Makes a VM's row durable as it is now.
+    pub(super) fn save_row(&mut self, id: VmId) {
+        let vm = self.vms.get_mut(&id).expect("the caller has it");
+        vm.is_durable = true;
+        let row = RowChange::PutVm(Box::new(vm.record.clone()));
+        self.out.push(Action::Save(vec![row]));
     }
 
     fn finish(&mut self, id: VmId) {
@@ -389,10 +407,14 @@ impl Mind {
         let name = vm.record.spec.name.clone();
         let outcome = work.operation.outcome().expect("it is at rest");
         self.log_outcome(id, &work, &outcome);
+        let run_ended = work.run_ended.clone();
         match outcome {
             Outcome::Done => self.finish_done(id, work, queued.is_some()),
             Outcome::Failed { fault, at } => self.finish_failed(id, work, &fault, at),
             Outcome::Stuck(fault) => self.finish_stuck(id, work, &fault),
+        }
+        if run_ended.is_some() {
+            self.begin_stop(id, run_ended, Vec::new(), Then::Rest);
         }
         if let Some(queued) = queued {
             self.run_queued(id, queued, &name);
@@ -424,9 +446,13 @@ impl Mind {
                 self.reply_all(work.waiters, &Reply::Failed(failure));
             }
             (Goal::Stop, Then::Start) => self.begin_start(id, work.waiters, OnLeave::GoOn),
-            (Goal::Create | Goal::Start | Goal::Stop | Goal::Reset, _) => {
+            (Goal::Create | Goal::Start | Goal::Stop | Goal::Reset | Goal::Adjust, _) => {
                 let reply = Reply::Vm(Box::new(self.show(id)));
                 self.reply_all(work.waiters, &reply);
+                // A guest that is ready is told its target: its start does not wait for it.
+                if work.operation.goal() == Goal::Start && self.vms[&id].record.grows {
+                    self.begin_adjust(id, Vec::new());
+                }
             }
         }
     }
@@ -443,6 +469,10 @@ impl Mind {
                 self.begin_delete(id, waiters);
             }
             Goal::Start | Goal::Stop | Goal::Delete | Goal::Reset => {
+                self.reply_all(waiters, &Reply::Failed(failure));
+            }
+            Goal::Adjust => {
+                self.forget_impossible_target(id, fault);
                 self.reply_all(waiters, &Reply::Failed(failure));
             }
         }
@@ -525,7 +555,8 @@ impl Vm {
         match phase {
             Phase::Running => {
                 self.record.started_at = Some(now_unix_s);
-                self.record.grows = false;
+                // The disks were made before the run; a target comes after it.
+                self.record.grows = self.record.spec.memory_target.is_some();
             }
             Phase::Stopped => {
                 self.record.run_plan.clear();

@@ -42,6 +42,7 @@ fn operation(goal: Goal) -> Operation {
         Goal::Stop => Operation::stop(&run()),
         Goal::Delete => Operation::delete(&disks(), &run()),
         Goal::Reset => Operation::reset(&disks()),
+        Goal::Adjust => Operation::adjust(disks()),
     }
 }
 
@@ -120,6 +121,24 @@ fn undisturbed_operations_save_twice_and_reach_their_goal() {
 }
 
 #[test]
+fn adjustment_saves_that_it_is_done_and_undoes_nothing() {
+    let (done, outcome) = effects(operation(Goal::Adjust), |_| false);
+    assert_eq!(saved(&done), [Mark::Adjusted]);
+    assert_eq!(outcome, Outcome::Done);
+    let (failed, outcome) = effects(operation(Goal::Adjust), |index| index == 1);
+    assert_eq!(
+        (failed.len(), saved(&failed), undone(&failed)),
+        (2, vec![], vec![])
+    );
+    let at = Some(disks()[1].kind());
+    assert_eq!(outcome, Outcome::Failed { fault: fault(), at });
+    let mut cancelled = operation(Goal::Adjust);
+    cancelled.cancel(fault());
+    cancelled.report(Ok(()));
+    assert_eq!(cancelled.next(), None);
+}
+
+#[test]
 fn deletion_undoes_the_run_before_the_disks() {
     let (effects, _) = effects(operation(Goal::Delete), |_| false);
     let expected = [reversed(&run()), reversed(&disks())].concat();
@@ -186,7 +205,7 @@ proptest! {
 
     #[test]
     fn every_pair_of_state_and_result_is_answered(
-        goal in prop::sample::select(&GOALS[..]),
+        goal in prop::sample::select(vec![Goal::Create, Goal::Start, Goal::Stop, Goal::Delete, Goal::Reset, Goal::Adjust]),
         script in prop::collection::vec((0_u8..3, any::<bool>()), 0..80),
     ) {
         let mut operation = operation(goal);

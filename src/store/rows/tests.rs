@@ -130,6 +130,17 @@ fn a_confinement_comes_back_and_rows_without_one_are_direct() {
 }
 
 #[test]
+fn target_of_memory_comes_back_and_so_does_what_gives_it() {
+    let mut breathing = vm();
+    breathing.spec.memory_target = Some(Bytes::mib(512));
+    breathing.run_plan = make::adjustment(breathing.id, &breathing.spec, &breathing.run_plan);
+    let row = row_of(RowChange::PutVm(Box::new(breathing.clone())));
+    same_json(&row.1, include_str!("../samples/vm.v1-memory-target.json"));
+    let loaded = read(vec![row], Vec::new(), Vec::new()).unwrap();
+    assert_eq!(loaded.vms, [breathing]);
+}
+
+#[test]
 fn unreadable_vm_is_reported_with_its_name_and_address() {
     let (key, value) = row_of(RowChange::PutVm(Box::new(vm())));
     let text = String::from_utf8(value).unwrap();

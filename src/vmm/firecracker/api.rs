@@ -182,6 +182,63 @@ pub struct Balloon {
     pub deflate_on_oom: bool,
     /// Whether the guest tells which pages are free.
     pub free_page_reporting: bool,
+    /// How often the guest counts its pages; not 0, so that what the balloon holds is told
+    /// at all.
+    pub stats_polling_interval_s: u32,
+}
+
+/// A balloon of another size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct BalloonUpdate {
+    /// Its size.
+    pub amount_mib: u64,
+}
+
+/// What a balloon does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct BalloonStats {
+    /// What it holds, MiB.
+    pub actual_mib: u64,
+}
+
+/// A disk whose file is looked at anew: its length may be another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DriveUpdate {
+    /// Its name in the API.
+    pub drive_id: String,
+    /// The file.
+    pub path_on_host: String,
+}
+
+/// Something that is changed on a machine that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Patch {
+    /// `/vm`
+    State(VmState),
+    /// `/balloon`
+    Balloon(BalloonUpdate),
+    /// `/drives/{drive_id}`
+    Drive(DriveUpdate),
+}
+
+impl Patch {
+    /// The path that it is sent to.
+    pub fn path(&self) -> String {
+        match self {
+            Patch::State(_) => "/vm".to_owned(),
+            Patch::Balloon(_) => "/balloon".to_owned(),
+            Patch::Drive(drive) => format!("/drives/{}", drive.drive_id),
+        }
+    }
+
+    /// What is sent there, as JSON.
+    pub fn body(&self) -> Vec<u8> {
+        match self {
+            Patch::State(body) => json(body),
+            Patch::Balloon(body) => json(body),
+            Patch::Drive(body) => json(body),
+        }
+    }
 }
 
 /// The guest's vsock.
@@ -273,13 +330,6 @@ impl Request {
     }
 }
 
-impl VmState {
-    /// What is patched to `/vm`, as JSON.
-    pub fn body(self) -> Vec<u8> {
-        json(&self)
-    }
-}
-
 fn json(body: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(body).expect("structs of texts and numbers are JSON")
 }
@@ -309,9 +359,34 @@ impl Api {
             .map(drop)
     }
 
-    /// Lets a paused guest run on.
-    pub fn set_state(&mut self, state: VmState) -> Result<(), Fault> {
-        self.exchange("PATCH", "/vm", &state.body()).map(drop)
+    /// Changes something of a machine that runs.
+    ///
+    /// # Errors
+    /// As of [`Api::put`].
+    pub fn patch(&mut self, patch: &Patch) -> Result<(), Fault> {
+        self.exchange("PATCH", &patch.path(), &patch.body())
+            .map(drop)
+    }
+
+    /// Whether there is a balloon.
+    ///
+    /// # Errors
+    /// There is none (kind `Missing`), or Firecracker has ended.
+    pub fn find_balloon(&mut self) -> Result<(), Fault> {
+        let found = self.exchange("GET", "/balloon", b"").map(drop);
+        found.map_err(|fault| match fault.kind {
+            // A machine without one refuses to tell of it.
+            FaultKind::Other => Fault {
+                kind: FaultKind::Missing,
+                ..fault
+            },
+            _ => fault,
+        })
+    }
+
+    /// What the balloon does.
+    pub fn balloon_stats(&mut self) -> Result<BalloonStats, Fault> {
+        self.get("/balloon/statistics")
     }
 
     /// What the guest does.

@@ -8,12 +8,13 @@ use serde_json::Value;
 use yaml_rust2::{Yaml, YamlLoader};
 
 use super::super::machine::tests::parts;
-use super::api::{Action, Request, VmState};
-use super::requests;
+use super::api::{Action, Patch, Request, VmState};
+use super::{patches, requests};
 use crate::model::limits::Limits;
 use crate::model::net::NetMode;
 use crate::model::units::Bytes;
 use crate::model::vm::VmmKind;
+use crate::plan::step::LiveSizes;
 
 const DEFINITION: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
@@ -145,11 +146,37 @@ fn every_request_of_a_start_is_in_the_api_definition() {
             assert_eq!(found, Vec::<String>::new());
         }
     }
-    assert_eq!(
-        complaints(&definition, "PATCH", "/vm", &VmState::Resumed.body()),
-        Vec::<String>::new()
-    );
     for path in ["/", "/vm/config"] {
+        assert!(operation(&definition, "GET", path).is_some(), "{path}");
+    }
+}
+
+#[test]
+fn every_change_of_a_running_machine_is_in_the_api_definition() {
+    let Some(definition) = definition("every_change_of_a_running_machine_is_in_the_api_definition")
+    else {
+        return;
+    };
+    let parts = parts(VmmKind::Firecracker, NetMode::Nat);
+    let sizes = LiveSizes {
+        work_disk: Bytes::gib(2),
+        memory_target: Some(Bytes::mib(200)),
+    };
+    let sent = patches(&parts, sizes);
+    let text = |patch: &Patch| String::from_utf8(patch.body()).unwrap();
+    let told: Vec<String> = sent.iter().map(text).collect();
+    assert_eq!(
+        told,
+        [
+            r#"{"drive_id":"work","path_on_host":"/s/vms/0000002a/work.ext4"}"#,
+            r#"{"amount_mib":312}"#
+        ]
+    );
+    for patch in sent.iter().chain([&Patch::State(VmState::Resumed)]) {
+        let found = complaints(&definition, "PATCH", &patch.path(), &patch.body());
+        assert_eq!(found, Vec::<String>::new());
+    }
+    for path in ["/balloon", "/balloon/statistics"] {
         assert!(operation(&definition, "GET", path).is_some(), "{path}");
     }
 }
