@@ -19,8 +19,7 @@ use crate::proto::reply::{Balloon, ImageView, KernelView, Progress, RootStore, V
 
 /// A VM, with what only this machine knows of it.
 pub fn vm(record: &VmRecord, layout: &Layout, facts: &HostFacts, pid: Option<u32>) -> VmView {
-    let spec = &record.spec;
-    let (boot, vmm) = (record.boot.as_ref(), record.vmm.as_ref());
+    let (spec, boot, vmm) = (&record.spec, record.boot.as_ref(), record.vmm.as_ref());
     VmView {
         id: record.id.to_string(),
         name: spec.name.to_string(),

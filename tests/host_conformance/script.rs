@@ -3,6 +3,7 @@
 //! Every kind of step has its lines here; a new kind without any fails a test. What must
 //! come out is written nowhere: the two sides must agree.
 
+mod adjusted;
 mod firecracker;
 mod snapshots;
 
@@ -14,7 +15,7 @@ use banger::model::net::NetMode;
 use banger::model::units::Bytes;
 use banger::model::vm::{Confinement, RootMode, VmmKind};
 use banger::plan::retry::Verb;
-use banger::plan::step::{GroupLimits, LiveSizes, Machine, Outside, Step};
+use banger::plan::step::{GroupLimits, Machine, Outside, Step};
 
 use crate::world::Turn;
 
@@ -218,17 +219,6 @@ impl Cast {
         }
     }
 
-    fn adjusted(&self) -> Step {
-        Step::Adjusted {
-            vm: self.vm,
-            machine: self.machine.clone(),
-            sizes: LiveSizes {
-                work_disk: Bytes::mib(64),
-                memory_target: Some(Bytes::mib(100)),
-            },
-        }
-    }
-
     /// Both plans, in their order.
     fn plan(&self) -> Vec<Step> {
         let mut steps = vec![self.folder(), self.upper(64), self.work(64), self.run()];
@@ -316,6 +306,7 @@ pub fn scripts(vm: VmId) -> Vec<Script> {
     let qemu = Cast::new(vm, VmmKind::QemuTcg, NetMode::Nat);
     scripts.push(whole_life("a life under QEMU", &qemu).needs(&[Need::Qemu]));
     scripts.extend(firecracker::scripts(vm));
+    scripts.extend(adjusted::scripts(vm));
     scripts
 }
 
@@ -482,7 +473,7 @@ fn processes(vm: VmId) -> Vec<Script> {
     let cast = Cast::new(vm, VmmKind::QemuTcg, NetMode::Isolated);
     let (backend, vmm) = (cast.backend(), cast.vmm());
     let (configured, booted) = (cast.configured(), cast.booted());
-    let (group, adjusted) = (cast.group(), cast.adjusted());
+    let group = cast.group();
     let before_backend = || cast.plan_before(&backend);
     let before_booted = || cast.plan_before(&booted);
     let down = || all(cast.plan().into_iter().rev().collect(), absent);
@@ -517,18 +508,6 @@ fn processes(vm: VmId) -> Vec<Script> {
                 vec![ensure(booted.clone()), happens(Turn::Pause(vm))],
                 vec![ensure(booted.clone()), happens(Turn::BackendDies(vm))],
                 vec![ensure(vmm.clone()), absent(vmm.clone()), ensure(configured)],
-                down(),
-            ]
-            .concat(),
-        )
-        .needs(&[Need::Qemu]),
-        Script::of(
-            "sizes of a machine that runs, of one that died and of none",
-            [
-                before_booted(),
-                [vec![ensure(booted.clone())], twice(&adjusted)].concat(),
-                vec![happens(Turn::VmmDies(vm)), ensure(adjusted.clone())],
-                vec![absent(vmm.clone()), ensure(adjusted)],
                 down(),
             ]
             .concat(),
