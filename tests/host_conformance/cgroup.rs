@@ -2,12 +2,16 @@
 //! has the one hierarchy of version 2 with every controller.
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, ExitStatus};
 
 use banger::host::Host;
 use banger::host::cgroup::Groups;
+use banger::model::ids::VmId;
 use banger::model::units::Bytes;
 use banger::plan::step::{GroupLimits, Presence, Step};
+
+use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::support::inside::Inside;
 use super::support::{Banger, skip};
@@ -15,6 +19,7 @@ use super::{VM, lab, make_and_remove_twice};
 
 /// The tests that the guest runs too.
 const MADE_TWICE: &str = "cgroup::a_control_group_is_made_and_removed_twice";
+const WEIGHED: &str = "cgroup::a_group_gets_processor_time_by_its_weight";
 const HELD: &str = "cgroup::a_group_holds_its_members_to_its_limits";
 
 fn group(limits: GroupLimits) -> Step {
@@ -92,6 +97,58 @@ fn a_group_holds_its_members_to_its_limits() {
     });
 }
 
+/// Both on one processor: a group that spins as long as it lives, and then one of four times
+/// its weight that spins a while. Whose share is whose is asked of the kernel, not of a clock.
+#[test]
+fn a_group_gets_processor_time_by_its_weight() {
+    let groups = Groups::discover();
+    let Some(groups) = groups.filter(|groups| groups.controllers().contains(&"cpu")) else {
+        return skip(WEIGHED, "no cgroup v2 hierarchy with a controller of cpu");
+    };
+    lab::on_this_machine(|host| {
+        let of = |vm, cpu_weight| {
+            let cpu_weight = Some(cpu_weight);
+            let limits = GroupLimits {
+                cpu_weight,
+                ..GroupLimits::default()
+            };
+            Step::Cgroup { vm, limits }
+        };
+        let other = VmId::from_bits(!std::process::id());
+        let steps = [of(VM, 100), of(other, 400)];
+        steps.iter().for_each(|step| host.ensure(step).unwrap());
+        on_one_processor();
+        let joined = |vm| format!("echo $$ >{}/cgroup.procs; ", groups.path(vm).display());
+        let used = |vm| used_us(&groups.path(vm));
+        let endless = format!("{} while :; do :; done", joined(VM));
+        let mut light = Command::new("sh").args(["-c", &endless]).spawn().unwrap();
+        let before = used(VM);
+        let work = "n=0; while [ $n -lt 300000 ]; do n=$((n+1)); done";
+        assert!(run(&format!("{} {work}", joined(other))).success());
+        let (lighter, heavier) = (used(VM) - before, used(other));
+        light.kill().unwrap();
+        light.wait().unwrap();
+        steps.iter().for_each(|step| host.absent(step).unwrap());
+        assert!(lighter > 0 && heavier > 2 * lighter, "{lighter} {heavier}");
+    });
+}
+
+/// For the programs that this thread starts from now on.
+fn on_one_processor() {
+    let mut first = CpuSet::new();
+    first.set(0);
+    sched_setaffinity(None, &first).unwrap();
+}
+
+/// Microseconds of processor time (cgroup-v2.rst, `cpu.stat`).
+fn used_us(group: &Path) -> u64 {
+    let text = fs::read_to_string(group.join("cpu.stat")).unwrap();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("usage_usec "));
+    line.unwrap().parse().unwrap()
+}
+
 fn run(script: &str) -> ExitStatus {
     Command::new("sh").args(["-c", script]).status().unwrap()
 }
@@ -103,4 +160,5 @@ fn control_groups_of_a_machine_with_systemd_are_made_and_hold() {
     let inside = Inside::bring(&banger, "a");
     inside.run(MADE_TWICE);
     inside.run(HELD);
+    inside.run(WEIGHED);
 }
