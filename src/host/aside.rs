@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::durable::sync_name;
+use super::durable::sync_way;
 
 /// An incomplete file that will be known as `name`.
 #[derive(Debug)]
@@ -70,16 +70,29 @@ impl Aside {
         }
     }
 
-    /// Makes the content durable, then gives the file its name, and that too. A file that
-    /// has this name already stays as it is and is the one that counts.
+    /// Makes the content durable, then gives the file its name: for what nothing but the
+    /// name vouches for. A file that has this name already stays as it is and is the one
+    /// that counts.
     pub fn finish(self) -> io::Result<()> {
         self.file.sync_data()?;
+        self.give_name()
+    }
+
+    /// The same for what a row vouches for, which says that it is being made until this
+    /// returns: file and name reach the disk together, in half the time.
+    pub fn finish_recorded(self) -> io::Result<()> {
+        self.give_name()?;
+        self.file.sync_all()?;
+        sync_way(&self.name)
+    }
+
+    fn give_name(&self) -> io::Result<()> {
         let from = self
             .named
             .clone()
             .unwrap_or_else(|| PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd())));
         match rustix::fs::linkat(CWD, &from, CWD, &self.name, AtFlags::SYMLINK_FOLLOW) {
-            Ok(()) | Err(Errno::EXIST) => sync_name(&self.name),
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }

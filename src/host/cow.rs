@@ -16,7 +16,7 @@ use crate::model::units::Bytes;
 use crate::plan::step::{Fault, FaultKind, Presence};
 
 use super::disk;
-use super::durable::sync_name;
+use super::durable::sync_way;
 use super::fault::fault;
 
 /// How much is copied when a part of the root is first written: 16 KiB, by the
@@ -54,7 +54,7 @@ pub fn ensure(path: &Path, root: Bytes) -> Result<(), Fault> {
     options.write(true).create(true).truncate(false).mode(0o600);
     let file = options.open(path).map_err(failed)?;
     let made = file.set_len(length.0).and_then(|()| file.sync_all());
-    made.and_then(|()| sync_name(path)).map_err(failed)?;
+    made.and_then(|()| sync_way(path)).map_err(failed)?;
     match probe(path, root)? {
         Presence::Present => Ok(()),
         Presence::Absent | Presence::Different => Err(Fault::new(

@@ -1,4 +1,5 @@
-//! A VM's two folders: made private, removed whole, both on the disk when that is reported.
+//! A VM's two folders: made private, removed whole. That one is gone is on the disk when
+//! it is reported; that it is there, with the first file in it.
 //!
 //! Nothing here follows a symbolic link inside a folder: what a guest's VMM (or an
 //! attacker as the same user) left there is removed as a link, never through it.
@@ -58,9 +59,11 @@ pub fn ensure(path: &Path, access: Access) -> Result<(), Fault> {
         .map_err(|error| fault(attempt("set who may use", path), error))
 }
 
-/// Makes the folder and its missing parents, whose names are on the disk afterwards.
+/// Makes the folder and its missing parents, whose names are on the disk afterwards; its
+/// own is with the first file in it ([`super::durable::sync_way`]).
 fn create(path: &Path) -> io::Result<()> {
-    let missing = path.ancestors().take_while(|folder| !folder.exists());
+    let parents = path.ancestors().skip(1);
+    let missing = parents.take_while(|folder| !folder.exists());
     let missing: Vec<&Path> = missing.collect();
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true).mode(PRIVATE).create(path)?;

@@ -1,9 +1,10 @@
 //! Empty ext4 disks for a VM, in the same time whatever their size.
 //!
 //! `mke2fs` runs once per purpose and size, into a cached template; every disk is a
-//! copy of the template's extents. A disk appears under its name only when complete
-//! and durable, so one that exists is never looked into, changed or formatted again:
-//! what the guest did to it, even wiping it, is the user's.
+//! copy of the template's extents. A disk appears under its name only when complete,
+//! and is durable before its VM's row says that it is made; so one that exists is never
+//! looked into, changed or formatted again: what the guest did to it, even wiping it, is
+//! the user's.
 
 use std::fs::{self, File};
 use std::io;
@@ -147,7 +148,7 @@ fn create(disk: &Disk<'_>) -> Result<(), Fault> {
     check_space(disk.path, Bytes(takes), &attempt())?;
     let aside = Aside::begin(disk.path).map_err(failed)?;
     sparse::copy(&template, aside.file()).map_err(failed)?;
-    aside.finish().map_err(failed)
+    aside.finish_recorded().map_err(failed)
 }
 
 /// Refuses to begin what would fill the file system.

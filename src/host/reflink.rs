@@ -71,7 +71,7 @@ fn create(root: &RootDisk<'_>) -> Result<(), Fault> {
     rustix::fs::ioctl_ficlone(aside.file(), &base).map_err(|errno| refused(root, errno))?;
     // The guest finds the room behind its file system and lets it grow.
     aside.file().set_len(root.size.0).map_err(failed)?;
-    aside.finish().map_err(failed)
+    aside.finish_recorded().map_err(failed)
 }
 
 fn refused(root: &RootDisk<'_>, errno: Errno) -> Fault {
