@@ -106,6 +106,7 @@ fn rules_hold_between_two_guests_and_the_users_own_stay_as_they_are() {
         let scene = Scene::new(outside);
         assert_eq!(theirs(), before, "while they run");
         assert_eq!(unproved(), [""; 0], "rules without a case");
+        let ours = guard::listed();
         let found = complaints(&scene);
         assert!(found.is_empty(), "{}", found.join("\n"));
         assert_eq!(
@@ -120,6 +121,7 @@ fn rules_hold_between_two_guests_and_the_users_own_stay_as_they_are() {
             address.starts_with(&scene.net.b.address.to_string()),
             "{address}"
         );
+        assert_eq!(guard::listed(), ours, "all was put back");
         users_rules_stay(&scene, &before);
     });
 }
