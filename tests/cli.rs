@@ -173,6 +173,24 @@ fn impossible_values_are_refused_before_anything_is_made() {
 }
 
 #[test]
+fn impossible_sizes_for_a_vm_that_is_there_are_refused_before_it_is_looked_for() {
+    let banger = Banger::new();
+    let cases: &[(&[&str], &str)] = &[
+        (&["--memory-target", "0"], "96M to"),
+        (&["--memory-target", "64M"], "96M to"),
+        (&["--memory-target=-1G"], "not a size"),
+        (&["--memory-target", "some"], "not a size"),
+        (&["--memory-target"], "--memory-target"),
+        (&["--memory-targt", "1G"], "--memory-target"),
+        (&["--disk-size", "0"], "possible"),
+    ];
+    for (words, part) in cases {
+        let said = refused(&banger, &[&["vm", "set", "dev"], *words].concat(), 2);
+        assert!(said.contains(part), "{words:?}: {said}");
+    }
+}
+
+#[test]
 fn options_that_exclude_each_other_are_refused_with_two() {
     let banger = Banger::new();
     let cases: &[&[&str]] = &[

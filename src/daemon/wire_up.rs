@@ -17,7 +17,7 @@ use crate::host::facts::{self, Finding, Look};
 use crate::host::jail;
 use crate::host::layout::Layout;
 use crate::host::program::Programs;
-use crate::host::{RealHost, Settings, dm, reflink};
+use crate::host::{RealHost, Settings, dm, reflink, tap_limit};
 use crate::image::catalog::{Catalog, catalog};
 use crate::plan::facts::{Fitness, HostFacts};
 use crate::plan::step::FaultKind;
@@ -146,6 +146,7 @@ fn plan_facts(
         taps: fit(facts::taps(&bridge)),
         reflink: fit(reflink::fitness(&layout.state)),
         device_mapper: fit(dm::fitness()),
+        tap_limits: fit(tap_limit::fitness(&config.bridge())),
         cpu_weight: fit(cgroup::cpu_weights()),
         limits: fit(cgroup::limits()),
         subnet: config.subnet(),

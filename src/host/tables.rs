@@ -29,13 +29,21 @@ use super::tap_limit;
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
+const NEWTABLE: u16 = SUBSYSTEM << 8;
 const DELTABLE: u16 = SUBSYSTEM << 8 | 2;
+const NEWCHAIN: u16 = SUBSYSTEM << 8 | 3;
+const NEWRULE: u16 = SUBSYSTEM << 8 | 6;
 const GETSET: u16 = SUBSYSTEM << 8 | 10;
 const NEWSETELEM: u16 = SUBSYSTEM << 8 | 12;
 const GETSETELEM: u16 = SUBSYSTEM << 8 | 13;
 const DELSETELEM: u16 = SUBSYSTEM << 8 | 14;
 
 const NFTA_TABLE_NAME: u16 = 1;
+const NFTA_CHAIN_TABLE: u16 = 1;
+const NFTA_CHAIN_NAME: u16 = 3;
+const NFTA_RULE_TABLE: u16 = 1;
+const NFTA_RULE_CHAIN: u16 = 2;
+const NFTA_RULE_EXPRESSIONS: u16 = 4;
 const NFTA_SET_TABLE: u16 = 1;
 const NFTA_SET_NAME: u16 = 2;
 const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
@@ -176,6 +184,36 @@ impl Tables {
             }
         }
         Ok(())
+    }
+
+    /// Whether the kernel knows this expression: a table with it comes and goes in one
+    /// transaction, which nobody else ever sees. It is of our name and of a family where we
+    /// have none.
+    ///
+    /// # Errors
+    /// `ENOENT`: it does not. `EPERM`: we may not ask.
+    pub fn try_out(&self, expression: Attributes) -> io::Result<()> {
+        const ARP: u8 = 3;
+        let of_arp = |kind, attributes, flags| Message {
+            flags,
+            fixed: vec![ARP, 0, 0, 0],
+            ..message(kind, Family::Inet, attributes)
+        };
+        let table = || Attributes::new().text(NFTA_TABLE_NAME, &self.name);
+        let chain = Attributes::new()
+            .text(NFTA_CHAIN_TABLE, &self.name)
+            .text(NFTA_CHAIN_NAME, "try");
+        let one = Attributes::new().nested(NFTA_LIST_ELEM, expression);
+        let rule = Attributes::new()
+            .text(NFTA_RULE_TABLE, &self.name)
+            .text(NFTA_RULE_CHAIN, "try")
+            .nested(NFTA_RULE_EXPRESSIONS, one);
+        self.commit(&[
+            of_arp(NEWTABLE, table(), NLM_F_CREATE),
+            of_arp(NEWCHAIN, chain, NLM_F_CREATE),
+            of_arp(NEWRULE, rule, NLM_F_CREATE),
+            of_arp(DELTABLE, table(), 0),
+        ])
     }
 
     /// Whether the rules are those of this text.

@@ -10,6 +10,7 @@
 //! worth pass at once, and the burst below on top.
 
 use std::io;
+use std::thread;
 
 use rustix::io::Errno;
 
@@ -129,15 +130,33 @@ pub fn expression(rate: Bytes) -> Attributes {
         .nested(NFTA_EXPR_DATA, data)
 }
 
+/// Whether this kernel can limit a tap. One that we may not ask (the root helper may) is
+/// taken at its best: a start that cannot says so.
+///
+/// # Errors
+/// It cannot, for this reason.
+pub fn fitness(bridge: &str) -> Result<(), String> {
+    let Ok(tables) = Tables::open(bridge) else {
+        return Ok(());
+    };
+    let tried = tables.try_out(expression(Bytes(1)));
+    // Closing waits until the kernel has freed what was tried: elsewhere.
+    thread::spawn(move || drop(tables));
+    match tried {
+        Err(error) if is(&error, Errno::NOENT) => Err(UNKNOWN.to_owned()),
+        _ => Ok(()),
+    }
+}
+
+/// Why a kernel cannot.
+const UNKNOWN: &str = "this kernel has no limits in nf_tables (nft_limit)";
+
 fn failed(verb: &'static str, vm: VmId) -> impl Fn(io::Error) -> Fault {
     move |error| fault(format!("{verb} the traffic of tap {}", vm.tap()), error)
 }
 
 fn unknown(vm: VmId) -> Fault {
-    let what = format!(
-        "limit the traffic of tap {}: this kernel has no limits in nf_tables (nft_limit)",
-        vm.tap()
-    );
+    let what = format!("limit the traffic of tap {}: {UNKNOWN}", vm.tap());
     let remedy = "Load it with `modprobe nft_limit`, or leave `--net-bandwidth` out.";
     Fault::new(FaultKind::Missing, what).remedy(Some(remedy.to_owned()))
 }

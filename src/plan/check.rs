@@ -72,6 +72,14 @@ pub fn check_net_limit(name: &VmName, net: NetMode, limits: &Limits) -> Result<(
         .hint("Use `--net nat`, or leave `--net-bandwidth` out."))
 }
 
+/// What to say of a limit of a network that the VM has not.
+pub fn net_limit_note(net: NetMode, limits: &Limits) -> Option<String> {
+    let rate = limits.net_bandwidth.filter(|_| net == NetMode::None)?;
+    Some(format!(
+        "net bandwidth {rate} has no effect: the VM has no network"
+    ))
+}
+
 fn check_size(
     object: &str,
     option: &str,

@@ -3,7 +3,7 @@
 //! writable.
 
 use crate::failure::{Failure, FailureKind};
-use crate::model::ids::{ImageName, KernelName};
+use crate::model::ids::{ImageName, KernelName, VmName};
 use crate::model::limits::Limits;
 use crate::model::net::{NetMode, NetRequest, Subnet};
 use crate::model::units::Bytes;
@@ -28,6 +28,8 @@ pub struct HostFacts {
     pub reflink: Fitness,
     /// Whether we may make loop devices and snapshots over them.
     pub device_mapper: Fitness,
+    /// Whether the traffic of a tap can be limited.
+    pub tap_limits: Fitness,
     /// Whether a VM's share of the processors can be set.
     pub cpu_weight: Fitness,
     /// Whether all that a VM's processes take can be limited; if not, what cannot.
@@ -152,6 +154,27 @@ impl HostFacts {
         Err(Failure::usage(format!(
             "memory of {memory} is more than this machine has, {has}"
         )))
+    }
+
+    /// Refuses a limit of the network that nobody would keep here: QEMU leaves it to the
+    /// host's kernel, Firecracker keeps it itself.
+    pub fn check_tap_limit(
+        &self,
+        name: &VmName,
+        net: NetMode,
+        vmm: VmmRequest,
+        limits: &Limits,
+    ) -> Result<(), Failure> {
+        let Fitness::Unfit(why) = &self.tap_limits else {
+            return Ok(());
+        };
+        let by_kernel = net.has_tap() && self.choose_vmm(vmm)?.kind != VmmKind::Firecracker;
+        if limits.net_bandwidth.is_none() || !by_kernel {
+            return Ok(());
+        }
+        Err(Failure::failed(format!("limit the network of vm {name}"))
+            .because(why)
+            .hint("Load it with `modprobe nft_limit` and `banger daemon stop`, or leave `--net-bandwidth` out."))
     }
 
     /// What to say where a weight is asked for that this machine does not know.
@@ -282,6 +305,7 @@ mod tests {
             memory: Bytes::gib(64),
             reflink,
             device_mapper,
+            tap_limits: Fitness::Fit,
             cpu_weight: Fitness::Fit,
             limits: Fitness::Fit,
             subnet: "172.30.0.0/24".parse().unwrap(),

@@ -128,6 +128,7 @@ pub(super) fn facts() -> HostFacts {
         taps: Fitness::Fit,
         reflink: Fitness::Unfit("no shared blocks".to_owned()),
         device_mapper: Fitness::Unfit("no device-mapper".to_owned()),
+        tap_limits: Fitness::Fit,
         cpu_weight: Fitness::Fit,
         limits: Fitness::Fit,
         subnet: "10.0.0.0/28".parse().unwrap(),

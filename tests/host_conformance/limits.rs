@@ -4,11 +4,15 @@
 //! burst on top are the most that may have passed. A marker on another tap, which is not
 //! limited, follows each round on the same way, so that whatever passed has arrived.
 
+use std::io::ErrorKind;
 use std::net::UdpSocket;
+use std::process::Command;
 use std::time::Instant;
 
-use banger::host::Host;
+use banger::host::tables::Tables;
+use banger::host::{Host, tap_limit};
 use banger::model::units::Bytes;
+use banger::sys::netlink::Attributes;
 
 use super::lab::{self, Lab};
 use super::net_limit;
@@ -96,4 +100,21 @@ fn a_limited_guest_is_sent_no_more_than_its_limit() {
         assert!(passed > 0, "what is within the limit passes");
         assert!(passed as u64 <= most, "{passed} bytes");
     });
+}
+
+#[test]
+fn whether_the_kernel_can_limit_is_tried_out_and_leaves_nothing() {
+    lab::run(
+        "whether_the_kernel_can_limit_is_tried_out",
+        |_: &mut Lab| {
+            assert_eq!(tap_limit::fitness("bgr-try"), Ok(()));
+            let tables = Tables::open("bgr-try").unwrap();
+            let unknown = Attributes::new().text(1, "no-such-expression");
+            let error = tables.try_out(unknown).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NotFound);
+            let listed = Command::new("nft").args(["list", "tables"]).output();
+            let listed = String::from_utf8(listed.unwrap().stdout).unwrap();
+            assert!(!listed.contains("arp"), "{listed}");
+        },
+    );
 }

@@ -8,7 +8,7 @@ use crate::model::ids::{VmId, VmName};
 use crate::model::net::{NetMode, NetRequest};
 use crate::model::units::Bytes;
 use crate::model::vm::{ImageRef, KernelRef, Phase, VmSpec, VmmRequest};
-use crate::plan::check::{check_limits, check_net_limit, check_sizes};
+use crate::plan::check::{check_limits, check_net_limit, check_sizes, net_limit_note};
 use crate::plan::facts::MIN_FREE;
 use crate::plan::make;
 use crate::plan::names;
@@ -67,6 +67,8 @@ impl Mind {
         let (net, _) = self.network(request)?;
         self.check_ports(&format!("create vm {name}"), net, request)?;
         check_net_limit(&name, net, &request.limits)?;
+        self.facts
+            .check_tap_limit(&name, net, request.vmm, &request.limits)?;
         self.check_space(&name)?;
         let image = self.resolve_image(&request.image)?;
         let kernel = self.resolve_kernel(&request.kernel)?;
@@ -143,7 +145,8 @@ impl Mind {
         self.progress(&waiters, &named);
         let notes = note
             .into_iter()
-            .chain(self.facts.weight_note(&request.limits));
+            .chain(self.facts.weight_note(&request.limits))
+            .chain(net_limit_note(record.spec.net, &request.limits));
         for note in notes {
             self.progress(&waiters, &Progress::Note(note));
         }

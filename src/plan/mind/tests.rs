@@ -55,6 +55,7 @@ fn facts() -> HostFacts {
         taps: Fitness::Fit,
         reflink: Fitness::Unfit("its file system cannot".to_owned()),
         device_mapper: Fitness::Unfit("not permitted".to_owned()),
+        tap_limits: Fitness::Unfit("no nft_limit".to_owned()),
         cpu_weight: Fitness::Unfit("no cpu controller".to_owned()),
         limits: Fitness::Unfit("cpu not held: no controller".to_owned()),
         subnet: "172.30.0.0/24".parse().unwrap(),

@@ -462,3 +462,37 @@ fn no_two_vms_have_the_same_user_on_the_host() {
     let second = desk.vms()[1].id;
     assert_ne!(first.user_bits(), second.user_bits());
 }
+
+#[test]
+fn limit_of_a_network_is_refused_where_no_kernel_keeps_it_and_said_where_there_is_none() {
+    let limited = |net| match create("dev", Removal::Keep) {
+        Request::Create(create) => Request::Create(Box::new(CreateRequest {
+            net,
+            limits: Limits {
+                net_bandwidth: Some(Bytes::mib(1)),
+                ..Limits::default()
+            },
+            ..*create
+        })),
+        other => other,
+    };
+    let mut desk = Desk::new(stocked());
+    desk.ask(1, limited(NetRequest::Nat));
+    let failure = desk.failure();
+    assert!(failure.to_string().contains("no nft_limit"), "{failure}");
+    assert!(
+        failure
+            .hint
+            .as_ref()
+            .unwrap()
+            .contains("modprobe nft_limit")
+    );
+    assert_eq!(desk.rows, []);
+    desk.ask(1, limited(NetRequest::None));
+    let said = |action: &Action| match action {
+        Action::Progress { progress, .. } => format!("{progress:?}").contains("has no network"),
+        _ => false,
+    };
+    assert!(desk.others.iter().any(said));
+    assert_eq!(desk.vms().len(), 1);
+}
