@@ -2,7 +2,7 @@
 //! user, in the VM's group; and nothing of the jail is on this machine, dead or alive.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
 use banger::daemon::survey::{Look, Whose, end_processes, survey};
@@ -10,6 +10,7 @@ use banger::host::Host;
 use banger::host::identity::{Identity, Separation};
 use banger::host::jail;
 use banger::host::layout::Layout;
+use banger::host::loopdev::{self, LoopDevice, Role};
 use banger::model::vm::{Confinement, RootMode, VmmKind};
 use banger::plan::step::{FaultKind, Presence, StepKind};
 use banger::vmm::of;
@@ -170,6 +171,39 @@ fn a_jailed_firecracker_that_is_killed_anywhere_leaves_nothing_and_starts_again(
     assert_eq!(lab.console_with("runs\n"), kernel::GREETING);
     lab.remove_and_find_nothing();
     assert_nothing_is_mounted(&lab);
+}
+
+#[test]
+fn a_jailed_firecracker_opens_a_root_that_is_a_block_device() {
+    let test = "a_jailed_firecracker_opens_a_root_that_is_a_block_device";
+    let Some((mut lab, user)) = jailed(test, 0x56) else {
+        return;
+    };
+    if let Err(why) = loopdev::fitness() {
+        return skip(test, &why);
+    }
+    lab.machine.root = RootMode::DmSnapshot;
+    let layout = lab.host.layout().clone();
+    // Any block device is a root for a kernel that does not read it.
+    loopdev::ensure(&LoopDevice {
+        vm: lab.vm,
+        role: Role::Cow,
+        file: &layout.upper_disk(lab.vm),
+    })
+    .unwrap();
+    let found = loopdev::find(&loopdev::tag(lab.vm, Role::Cow)).unwrap();
+    let node = PathBuf::from(format!("/dev/loop{}", found[0].number));
+    symlink(&node, layout.root_device(lab.vm)).unwrap();
+
+    lab.ensure_until("booted");
+    assert_eq!(lab.console_with("runs\n"), kernel::GREETING);
+    let root = format!("/proc/{}/root", pid(&lab));
+    let inside = Path::new(&root).join(layout.root_device(lab.vm).strip_prefix("/").unwrap());
+    let (here, there) = (fs::metadata(&node).unwrap(), fs::metadata(inside).unwrap());
+    assert_eq!(there.rdev(), here.rdev());
+    assert_eq!((there.uid(), there.gid()), (0, user.gid));
+    lab.remove_and_find_nothing();
+    loopdev::absent(lab.vm, Role::Cow).unwrap();
 }
 
 #[test]

@@ -11,7 +11,7 @@ const NOTE: usize = 24;
 /// 32-bit code: writes the bytes after itself to port 0x3f8 up to a NUL, then halts for
 /// good (interrupts are off).
 fn code() -> Vec<u8> {
-    let text = u32::try_from(LOAD_ADDRESS).unwrap() + CODE_LENGTH;
+    let text = u32::try_from(LOAD_ADDRESS).expect("it is 1 MiB") + CODE_LENGTH;
     let mut code = vec![0x66, 0xBA, 0xF8, 0x03, 0xBE]; // mov dx, 0x3f8; mov esi, ...
     code.extend(text.to_le_bytes()); //                    ... text
     code.extend([0xAC, 0x84, 0xC0]); //                 1: lodsb; test al, al

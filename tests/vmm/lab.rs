@@ -7,6 +7,7 @@ use std::process::Command;
 
 use banger::host::identity::owners;
 use banger::host::layout::Layout;
+use banger::host::loopdev::{self, Role};
 use banger::host::process::{Marker, find};
 use banger::host::program::Programs;
 use banger::host::{Host, RealHost, Settings};
@@ -14,7 +15,7 @@ use banger::model::ids::VmId;
 use banger::model::limits::Limits;
 use banger::model::net::NetMode;
 use banger::model::units::Bytes;
-use banger::model::vm::{Confinement, VmmKind};
+use banger::model::vm::{Confinement, RootMode, VmmKind};
 use banger::plan::step::{GroupLimits, Machine, Presence, Step};
 use banger::vmm::initrd::OwnProgram;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -46,7 +47,7 @@ impl Lab {
             vcpu: 1,
             memory: Bytes::mib(128),
             image: "00000000000000aa".parse().unwrap(),
-            root: banger::model::vm::RootMode::Overlay,
+            root: RootMode::Overlay,
             kernel: "00000000000000bb".parse().unwrap(),
             net: NetMode::None,
             publish: Vec::new(),
@@ -162,6 +163,9 @@ impl Drop for Lab {
     fn drop(&mut self) {
         for step in self.steps().into_iter().rev() {
             let _ = self.host.absent(&step);
+        }
+        if self.machine.root == RootMode::DmSnapshot {
+            let _ = loopdev::absent(self.vm, Role::Cow);
         }
     }
 }

@@ -3,7 +3,7 @@
 use banger::model::ids::VmId;
 use banger::model::net::NetMode;
 use banger::model::units::Bytes;
-use banger::model::vm::VmmKind;
+use banger::model::vm::{Confinement, VmmKind};
 use banger::plan::step::{LiveSizes, Step};
 
 use super::{Cast, Need, Script, absent, all, ensure, happens, twice};
@@ -11,7 +11,10 @@ use crate::world::Turn;
 
 pub fn scripts(vm: VmId) -> Vec<Script> {
     let of = |kind, net| Cast::new(vm, kind, net);
+    let mut jailed = of(VmmKind::Firecracker, NetMode::None);
+    jailed.machine.confinement = Confinement::Jailer;
     vec![
+        sizes("sizes in a jail", &jailed).needs(&[Need::Firecracker, Need::Jailer]),
         sizes("sizes under QEMU", &of(VmmKind::QemuTcg, NetMode::None)).needs(&[Need::Qemu]),
         sizes(
             "sizes under Firecracker",
