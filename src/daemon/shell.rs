@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, Seek};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,6 +28,7 @@ use super::repair::{self, Judgement, Mode};
 use crate::fail_point;
 use crate::failure::{Failure, FailureKind};
 use crate::host::Host;
+use crate::host::appear::Name;
 use crate::host::layout::Layout;
 use crate::host::process::Process;
 use crate::image::rootfs;
@@ -442,7 +443,8 @@ impl Shell {
         self.guests.watch(vm, run, process.map(Process::into_pidfd));
     }
 
-    /// Says when a VM's vsock back end ends, and how where it was our child.
+    /// Says when a VM's vsock back end ends, and how where it was our child; or that its
+    /// socket is gone, without which nobody reaches the guest either.
     pub fn watch_backend(&self, vm: VmId, run: RunToken) {
         let found = self.host.real().vmms().watch_backend(vm);
         let process = found.unwrap_or_else(|fault| {
@@ -450,12 +452,20 @@ impl Shell {
             None
         });
         let (host, inbox) = (self.host.clone(), self.inbox.clone());
+        let socket = self.layout.vsock(vm);
         let watching = async move {
             let how = match process {
                 Some(process) => {
                     let pid = process.pid();
-                    end_of(process).await;
-                    host.real().vmms().how_it_ended(pid)
+                    let ended = async {
+                        end_of(process).await;
+                        host.real().vmms().how_it_ended(pid)
+                    };
+                    let cut_off = async {
+                        end_of_name(socket).await;
+                        Some("its socket was removed".to_owned())
+                    };
+                    ended.or(cut_off).await
                 }
                 None => None,
             };
@@ -486,6 +496,21 @@ async fn end_of(process: Process) {
     };
     if let Err(error) = watched {
         log::error!("watch a vsock back end: {error}");
+    }
+}
+
+/// Waits until a socket is gone. One that cannot be watched counts as there.
+async fn end_of_name(socket: PathBuf) {
+    let watched = async {
+        let name = Async::new(Name::watch(socket)?)?;
+        while !name.get_ref().is_gone()? {
+            name.readable().await?;
+        }
+        Ok::<(), io::Error>(())
+    };
+    if let Err(error) = watched.await {
+        log::error!("watch a vsock socket: {error}");
+        future::pending().await
     }
 }
 

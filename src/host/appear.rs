@@ -1,11 +1,11 @@
-//! Waits for a socket that another process makes, without polling.
+//! Waits for a socket that another process makes, and for its end, without polling.
 
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::inotify;
@@ -58,6 +58,40 @@ pub fn wait_for_socket(
         std::thread::yield_now();
     }
     Ok(Appearance::Listening)
+}
+
+/// Watches over a socket's name: readable when something happened in its folder.
+#[derive(Debug)]
+pub struct Name {
+    path: PathBuf,
+    watch: OwnedFd,
+}
+
+impl Name {
+    /// Of a socket, which need not be there any more; its folder must.
+    pub fn watch(path: PathBuf) -> io::Result<Name> {
+        let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+        let watch = inotify::init(flags)?;
+        let wanted = inotify::WatchFlags::DELETE
+            | inotify::WatchFlags::MOVED_FROM
+            | inotify::WatchFlags::DELETE_SELF
+            | inotify::WatchFlags::MOVE_SELF;
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        inotify::add_watch(&watch, folder, wanted)?;
+        Ok(Name { path, watch })
+    }
+
+    /// Whether nobody reaches the socket by it any more.
+    pub fn is_gone(&self) -> io::Result<bool> {
+        drain(&self.watch)?;
+        Ok(!self.path.exists())
+    }
+}
+
+impl AsFd for Name {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.watch.as_fd()
+    }
 }
 
 fn drain(watch: impl AsFd) -> io::Result<()> {

@@ -263,8 +263,8 @@ impl Mind {
             return;
         }
         let reason = match how {
-            Some(how) => format!("its vsock back end ended by itself: {how}"),
-            None => "its vsock back end ended by itself".to_owned(),
+            Some(how) => format!("its vsock back end was lost: {how}"),
+            None => "its vsock back end was lost".to_owned(),
         };
         let vm = &self.vms[&id];
         match &vm.work {

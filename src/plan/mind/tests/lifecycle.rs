@@ -260,7 +260,7 @@ fn kill_backend(desk: &mut Desk, vm: VmId) {
     });
 }
 
-const BACKEND_KILLED: &str = "its vsock back end ended by itself: killed by signal 9";
+const BACKEND_KILLED: &str = "its vsock back end was lost: killed by signal 9";
 
 #[test]
 fn vm_whose_back_end_dies_is_stopped_with_the_reason() {
