@@ -2,7 +2,9 @@
 
 mod support;
 
-use support::Banger;
+use support::disk::SmallDisk;
+use support::events::kill_and_wait;
+use support::{Banger, is_root, skip};
 
 const IMAGE: &str = "debian-minimal";
 
@@ -135,4 +137,53 @@ fn work_disk_grows_under_a_running_guest_and_stays_so() {
     banger.ok(&["vm", "restart", "a"]);
     assert_eq!(banger.exec("a", &["cat", "/root/mark"]), "kept");
     assert!(home(&banger) > 2700);
+}
+
+/// Looks until the work disk's file system has so many MiB.
+#[track_caller]
+fn wait_for_home(banger: &Banger, least: u64) {
+    let came = (0..LOOKS).any(|_| home(banger) > least);
+    assert!(came, "still {}", home(banger));
+}
+
+#[test]
+fn growth_that_a_killed_daemon_began_is_finished_by_the_next_and_one_that_fails_when_said_again() {
+    let test = "growth_that_a_killed_daemon_began_is_finished_by_the_next";
+    if !is_root() {
+        return skip(test, "needs root");
+    }
+    let disk = SmallDisk::mount(1024);
+    let Some((banger, point)) = Banger::with_fail_point(&[IMAGE], &disk) else {
+        return skip(test, "no program with fail-points");
+    };
+    boot(&banger, &["--disk-size", "256M"]);
+    banger.exec("a", &["sh", "-c", "echo kept > /root/mark"]);
+    // Refused as long as the next daemon is at what the last one began.
+    let set = |size| {
+        let mut asked = (0..LOOKS).map(|_| banger.run(&["vm", "set", "a", "--disk-size", size]));
+        asked.find(|ran| ran.code() != Some(5)).expect("it ends")
+    };
+    let places = [
+        ("save.after", "512M", 450),
+        ("work-disk.ensure.after", "768M", 690),
+        ("adjusted.ensure.before", "1G", 920),
+        ("adjusted.ensure.after", "1280M", 1150),
+    ];
+    for (place, size, least) in places {
+        let daemon = banger.daemon().expect("a daemon runs");
+        point.arm(&format!("{place} exit"));
+        let cut = set(size);
+        // It killed itself: what is waited for is that it is gone.
+        kill_and_wait(daemon);
+        assert_ne!(cut.code(), Some(0), "{place}: {cut:?}");
+        assert_eq!(banger.phase("a"), "running", "{place}");
+        wait_for_home(&banger, least);
+    }
+    point.arm("adjusted.ensure.before ebusy");
+    let refused = set("2G");
+    assert_eq!(refused.code(), Some(1), "{refused:?}");
+    assert!(refused.error().contains("banger vm set a"), "{refused:?}");
+    assert_eq!(set("2G").code(), Some(0));
+    assert!(home(&banger) > 1800);
+    assert_eq!(banger.exec("a", &["cat", "/root/mark"]), "kept");
 }
