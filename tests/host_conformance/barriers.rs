@@ -8,11 +8,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use banger::host::layout::Layout;
-use banger::host::{Host, RealHost, Settings, dm, sparse};
+use banger::host::{Host, RealHost, Settings, dm};
 use banger::model::ids::VmId;
 use banger::model::units::Bytes;
 use banger::model::vm::{Phase, RootMode, VmSpec};
@@ -22,6 +23,8 @@ use banger::plan::record::{Removal, RowChange, VmRecord};
 use banger::plan::step::Presence;
 use banger::plan::store_level::StoreState;
 use banger::store::Store;
+
+use rustix::fs::{SeekFrom, seek};
 
 use super::mapped::{LoopDevice, Mapped, Mounted, control, empty_file, run, text};
 use super::place::{Place, ROOT};
@@ -41,8 +44,10 @@ impl Recording {
         // In memory: a disk would log its own writes below ours.
         let folder = tempfile::tempdir_in("/dev/shm").unwrap();
         let below = |name: &str| folder.path().join(name);
-        let data = empty_file(below("data"), 192);
-        run("mke2fs", &["-q", "-t", "ext4", "-J", "size=4", text(&data)]);
+        let data = empty_file(below("data"), 128);
+        // Few inodes: what is to be examined at each point is small.
+        let options = ["-q", "-t", "ext4", "-N", "256", "-J", "size=4"];
+        run("mke2fs", &[&options[..], &[text(&data)]].concat());
         copy(&data, &below("before"));
         let data = LoopDevice::over(&data);
         let log = LoopDevice::over(&empty_file(below("log"), 4096));
@@ -141,9 +146,18 @@ fn some_of<'a>(pending: &'a [&Entry]) -> impl Iterator<Item = &'a Entry> {
     (0..pending.len()).filter(chosen).map(|at| pending[at])
 }
 
+/// Copies what a sparse file holds.
 fn copy(from: &Path, to: &Path) {
-    let to = File::create(to).unwrap();
-    sparse::copy_extents(&File::open(from).unwrap(), &to).unwrap();
+    let (from, to) = (File::open(from).unwrap(), File::create(to).unwrap());
+    let length = from.metadata().unwrap().len();
+    to.set_len(length).unwrap();
+    let mut end = 0;
+    while let Ok(start) = seek(&from, SeekFrom::Data(end)) {
+        end = seek(&from, SeekFrom::Hole(start)).unwrap();
+        seek(&from, SeekFrom::Start(start)).unwrap();
+        seek(&to, SeekFrom::Start(start)).unwrap();
+        io::copy(&mut (&from).take(end - start), &mut &to).unwrap();
+    }
 }
 
 /// Runs a test where writes can be logged, or says why not.

@@ -136,6 +136,15 @@ fn world_and_kernel_agree_on_every_line() {
 }
 
 #[test]
+fn world_and_kernel_agree_on_snapshots() {
+    let name = "world_and_kernel_agree_on_snapshots";
+    lab::run_without_network(name, |lab: &mut Lab| {
+        let found = disagreements(name, lab, vm(4), &script::snapshots::scripts(vm(4)));
+        assert!(found.is_empty(), "{}", found.join("\n"));
+    });
+}
+
+#[test]
 fn every_kind_of_step_is_in_a_script() {
     let scripts = script::scripts(vm(0));
     let steps = scripts.iter().flat_map(Script::steps);

@@ -5,7 +5,7 @@ use super::support::Banger;
 use super::support::inside::Inside;
 
 /// The tests that a guest with device-mapper runs.
-const TESTS: [&str; 16] = [
+const TESTS: [&str; 17] = [
     "roots::loop_devices_are_made_and_removed_twice",
     "roots::a_device_in_use_is_busy_lets_go_with_its_user_and_is_not_taken_for_a_good_one",
     "roots::every_object_of_a_snapshot_is_made_and_removed_twice",
@@ -16,6 +16,7 @@ const TESTS: [&str; 16] = [
     "roots::a_store_that_is_full_refuses_changes_keeps_what_it_has_and_grows",
     "roots::a_store_that_could_not_be_written_is_refused_with_the_way_out",
     "roots::our_devices_are_listed_by_vm",
+    "both::world_and_kernel_agree_on_snapshots",
     "faulty_disk::a_store_whose_disk_refuses_writes_is_invalid_told_and_taken_away",
     "faulty_disk::steps_on_a_disk_that_refuses_writes_say_so_and_leave_nothing",
     "faulty_disk::what_a_disk_forgets_is_as_if_it_had_not_been_done",

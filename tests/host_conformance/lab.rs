@@ -25,7 +25,7 @@ pub struct Lab {
     pub host: RealHost,
     _disk: Option<Disk>,
     _folder: tempfile::TempDir,
-    machine: Namespace,
+    machine: Option<Namespace>,
     internet: Option<Namespace>,
 }
 
@@ -43,14 +43,22 @@ pub fn run_on(name: &str, kind: Option<FileSystem>, test: impl FnOnce(&mut Lab) 
     }
     std::thread::scope(|scope| {
         let ended = scope.spawn(move || {
-            let mut lab = Lab::new(kind);
-            lab.machine.enter();
-            test(&mut lab);
+            let machine = Namespace::new("machine");
+            machine.enter();
+            test(&mut Lab::new(kind, Some(machine)));
         });
         if let Err(panic) = ended.join() {
             std::panic::resume_unwind(panic);
         }
     });
+}
+
+/// The same without any network, for what does not need one nor has the programs for it.
+pub fn run_without_network(name: &str, test: impl FnOnce(&mut Lab)) {
+    match rustix::process::geteuid().is_root() {
+        true => test(&mut Lab::new(Some(FileSystem::Tmpfs), None)),
+        false => println!("skipped: {name}: needs root"),
+    }
 }
 
 /// Gives a test a host with folders of its own and this machine's network: for steps
@@ -90,7 +98,7 @@ fn lack() -> Option<&'static str> {
 }
 
 impl Lab {
-    fn new(kind: Option<FileSystem>) -> Lab {
+    fn new(kind: Option<FileSystem>, machine: Option<Namespace>) -> Lab {
         let folder = tempfile::tempdir().unwrap();
         let disk = kind.map(|kind| Disk::new(folder.path(), kind));
         let kept = disk.as_ref().map_or(folder.path(), |disk| &disk.root);
@@ -101,11 +109,16 @@ impl Lab {
         let program = OwnProgram::at(env!("CARGO_BIN_EXE_banger"));
         Lab {
             host: RealHost::with_program(layout, settings(), program),
-            machine: Namespace::new("machine"),
+            machine,
             internet: None,
             _disk: disk,
             _folder: folder,
         }
+    }
+
+    /// Whether it has a network of its own, which may be taken away.
+    pub fn has_network(&self) -> bool {
+        self.machine.is_some()
     }
 
     /// Gives the machine an uplink to a namespace with one server in it.

@@ -185,8 +185,10 @@ impl Real<'_> {
         }
         self.remove_devices().unwrap();
         remove(fs::remove_dir_all(&self.lab.host.layout().runtime));
-        self.delete_links();
-        run_program("nft", "flush ruleset");
+        if self.lab.has_network() {
+            self.delete_links();
+            run_program("nft", "flush ruleset");
+        }
     }
 
     fn remove_devices(&self) -> Result<(), Fault> {
@@ -277,7 +279,9 @@ impl Drop for Real<'_> {
             let _ = fs::remove_dir_all(&folder);
             let _ = fs::remove_file(folder);
         }
-        self.delete_links();
-        let _ = Command::new("nft").args(["flush", "ruleset"]).output();
+        if self.lab.has_network() {
+            self.delete_links();
+            let _ = Command::new("nft").args(["flush", "ruleset"]).output();
+        }
     }
 }

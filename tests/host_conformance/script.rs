@@ -5,7 +5,7 @@
 
 mod adjusted;
 mod firecracker;
-mod snapshots;
+pub mod snapshots;
 
 use std::fmt;
 

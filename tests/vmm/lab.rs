@@ -2,12 +2,13 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::Command;
 
 use banger::host::identity::owners;
 use banger::host::layout::Layout;
-use banger::host::loopdev::{self, Role};
+use banger::host::loopdev::{self, LoopDevice, Role};
 use banger::host::process::{Marker, find};
 use banger::host::program::Programs;
 use banger::host::{Host, RealHost, Settings};
@@ -16,7 +17,7 @@ use banger::model::limits::Limits;
 use banger::model::net::NetMode;
 use banger::model::units::Bytes;
 use banger::model::vm::{Confinement, RootMode, VmmKind};
-use banger::plan::step::{GroupLimits, Machine, Presence, Step};
+use banger::plan::step::{Fault, GroupLimits, Machine, Presence, Step};
 use banger::vmm::initrd::OwnProgram;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
@@ -74,6 +75,22 @@ impl Lab {
     pub fn on_a_tap(mut self) -> Lab {
         self.machine.net = NetMode::Isolated;
         self
+    }
+
+    /// Gives the VM a block device as its root, in the place where a snapshot's would be.
+    pub fn root_on_a_loop_device(&mut self) -> LoopRoot {
+        self.machine.root = RootMode::DmSnapshot;
+        let layout = self.host.layout();
+        let device = LoopDevice {
+            vm: self.vm,
+            role: Role::Cow,
+            file: &layout.upper_disk(self.vm),
+        };
+        loopdev::ensure(&device).unwrap();
+        let found = loopdev::find(&loopdev::tag(self.vm, Role::Cow)).unwrap();
+        let node = format!("/dev/loop{}", found[0].number);
+        symlink(node, layout.root_device(self.vm)).unwrap();
+        LoopRoot(self.vm)
     }
 
     /// The steps that make processes, in order.
@@ -155,6 +172,22 @@ impl Lab {
         if let Some(groups) = self.host.vmms().groups() {
             assert!(!groups.path(self.vm).exists());
         }
+    }
+}
+
+/// A loop device that goes with this.
+pub struct LoopRoot(VmId);
+
+impl LoopRoot {
+    /// Removes it, if nobody has it open.
+    pub fn remove(&self) -> Result<(), Fault> {
+        loopdev::absent(self.0, Role::Cow)
+    }
+}
+
+impl Drop for LoopRoot {
+    fn drop(&mut self) {
+        let _ = self.remove();
     }
 }
 

@@ -16,9 +16,9 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use banger::host::Host;
 use banger::host::launch::{Errors, Launch};
 use banger::host::process::Children;
+use banger::host::{Host, loopdev};
 use banger::model::vm::VmmKind;
 use banger::plan::step::{Fault, FaultKind, Presence};
 use banger::vmm::fitness;
@@ -84,6 +84,21 @@ fn runs_on_a_tap(lab: &Lab) {
     assert_eq!(lab.console_with("runs\n"), kernel::GREETING);
     lab.remove_and_find_nothing();
     assert_sees(lab, "tap", Presence::Absent);
+}
+
+#[test]
+fn a_root_that_is_a_block_device_is_opened_by_the_vmm_and_let_go() {
+    let test = "a_root_that_is_a_block_device_is_opened_by_the_vmm_and_let_go";
+    let Some(mut lab) = qemu(test, 8) else { return };
+    if let Err(why) = loopdev::fitness() {
+        return skip(test, &why);
+    }
+    let root = lab.root_on_a_loop_device();
+    lab.ensure_until("booted");
+    assert_eq!(lab.console_with("runs\n"), kernel::GREETING);
+    assert_eq!(root.remove().unwrap_err().kind, FaultKind::Busy);
+    lab.remove_and_find_nothing();
+    assert_eq!(root.remove(), Ok(()));
 }
 
 #[test]
