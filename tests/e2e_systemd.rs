@@ -145,3 +145,41 @@ fn export_of_the_guests_changes_applies_to_a_clone_and_gives_the_same_tree() {
     let ran = banger.run(&["vm", "workspace", "export", "a"]);
     assert_eq!(ran.stdout, std::fs::read(patch).unwrap());
 }
+
+#[test]
+fn export_leaves_out_what_was_changed_at_home_before() {
+    let banger = Banger::with_images(&[IMAGE]);
+    let folder = banger.home().join("project");
+    std::fs::create_dir(&folder).unwrap();
+    let git = |arguments: &[&str]| {
+        let mut command = Command::new("git");
+        command.args(["-c", "user.name=Ada", "-c", "user.email=ada@example.org"]);
+        let output = command.args(arguments).current_dir(&folder).output();
+        assert!(output.unwrap().status.success(), "{arguments:?}");
+    };
+    let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).unwrap();
+    git(&["init", "-q", "-b", "work"]);
+    write("changed", "one\n");
+    write("moved", "one\n");
+    git(&["add", "."]);
+    git(&["commit", "-q", "-m", "first"]);
+    write("changed", "home\n");
+    write("added", "home\n");
+    git(&["add", "added"]);
+    git(&["mv", "moved", "to"]);
+    let path = folder.to_str().unwrap();
+    banger.ok(&["vm", "run", "-d", "--name", "a", path]);
+    assert_eq!(banger.ok(&["vm", "workspace", "export", "a"]), "");
+    let work = "cd /root/repo && git commit -qam all && echo guest >> added && echo new > new";
+    banger.ok(&["vm", "exec", "a", "--", "sh", "-c", work]);
+    let patch = banger.home().join("a.patch");
+    let patch = patch.to_str().unwrap();
+    banger.ok(&["vm", "workspace", "export", "a", "-o", patch]);
+    git(&["apply", patch]);
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+    assert_eq!(read("added"), "home\nguest\n");
+    assert_eq!(
+        (read("changed"), read("new")),
+        ("home\n".to_owned(), "new\n".to_owned())
+    );
+}

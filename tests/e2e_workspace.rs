@@ -4,28 +4,31 @@
 
 mod support;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use support::Banger;
 
 const IMAGE: &str = "debian-minimal";
 
+/// Runs git as the user who calls banger.
+fn git(banger: &Banger, folder: &Path, arguments: &[&str]) {
+    let mut command = Command::new("git");
+    command.args(["-c", "user.name=Ada", "-c", "user.email=ada@example.org"]);
+    command
+        .args(arguments)
+        .current_dir(folder)
+        .env("HOME", banger.home());
+    let output = command.output().expect("git is installed");
+    assert!(output.status.success(), "git {arguments:?}: {output:?}");
+}
+
 /// A repository with three commits, an uncommitted change, an untracked and an
 /// ignored file.
 fn repository(banger: &Banger) -> PathBuf {
     let folder = banger.home().join("project");
     std::fs::create_dir(&folder).expect("a fresh home takes a folder");
-    let git = |arguments: &[&str]| {
-        let mut command = Command::new("git");
-        command.args(["-c", "user.name=Ada", "-c", "user.email=ada@example.org"]);
-        command
-            .args(arguments)
-            .current_dir(&folder)
-            .env("HOME", banger.home());
-        let output = command.output().expect("git is installed");
-        assert!(output.status.success(), "git {arguments:?}: {output:?}");
-    };
+    let git = |arguments: &[&str]| git(banger, &folder, arguments);
     let write = |name: &str, text: &str| {
         std::fs::write(folder.join(name), text).expect("a fresh folder takes a file");
     };
@@ -104,4 +107,44 @@ fn paths_that_are_no_repository_are_refused_before_anything_is_made() {
         assert!(ran.error().contains(path), "{ran:?}");
     }
     assert_eq!(banger.ok(&["vm", "list", "--quiet"]), "");
+}
+
+#[test]
+fn damaged_objects_are_found_before_anything_is_made() {
+    let banger = Banger::with_images(&[IMAGE]);
+    let folder = repository(&banger);
+    // HEAD is there, the objects below it are not.
+    let tree = Command::new("git")
+        .args(["rev-parse", "HEAD^{tree}"])
+        .current_dir(&folder)
+        .output()
+        .unwrap();
+    let tree = String::from_utf8(tree.stdout).unwrap();
+    let (start, rest) = tree.trim().split_at(2);
+    std::fs::remove_file(folder.join(".git/objects").join(start).join(rest)).unwrap();
+    let ran = banger.run(&["vm", "run", "--image", IMAGE, folder.to_str().unwrap()]);
+    assert_eq!(ran.code(), Some(125), "{ran:?}");
+    assert!(!ran.error().contains("is ready"), "{ran:?}");
+    assert_eq!(banger.ok(&["vm", "list", "--quiet"]), "");
+}
+
+#[test]
+fn a_kept_vm_whose_first_command_cannot_run_is_named() {
+    let banger = Banger::with_images(&[IMAGE]);
+    let ran = banger.run(&[
+        "vm",
+        "run",
+        "--name",
+        "kept",
+        "--image",
+        IMAGE,
+        "--workdir",
+        "/nope",
+        "--",
+        "true",
+    ]);
+    assert_eq!(ran.code(), Some(125), "{ran:?}");
+    assert!(ran.error().contains("banger vm delete kept"), "{ran:?}");
+    assert_eq!(banger.ok(&["vm", "list", "--quiet"]).lines().count(), 1);
+    banger.ok(&["vm", "delete", "--force", "kept"]);
 }

@@ -111,7 +111,7 @@ group! {
 group! {
     /// Bring home what a sandbox changed in its repository.
     Workspace, WorkspaceCommand, "workspace",
-    ["banger vm workspace export dev | git apply --3way"],
+    ["banger vm workspace export dev | git apply"],
     Export(WorkspaceExport),
 }
 

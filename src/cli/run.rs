@@ -5,6 +5,9 @@
 //!        | nothing made yet          | its end deletes the VM, with --rm             |
 //!        └ refused                   └─> explicit delete, seen to its end <──────────┘
 //! ```
+//!
+//! All that is local includes every file of a workspace: one that cannot be read is found
+//! before there is a VM.
 
 use std::time::{Duration, Instant};
 
@@ -30,7 +33,9 @@ use crate::model::vm::{InitMode, RootModeRequest, VmmRequest};
 use crate::proto::agent::Exec;
 use crate::proto::reply::{Reply, VmView};
 use crate::proto::request::{GitIdentity, NewVm, Request};
+use crate::workspace::depth::Depth;
 use crate::workspace::inspect::{self, Untracked, Workspace};
+use crate::workspace::pack::{self, Staged};
 
 macro_rules! vm_command {
     ($(#[$attribute:meta])* $type:ident { $($own:tt)* }) => {
@@ -132,13 +137,14 @@ vm_command! {
     #[argh(
         subcommand,
         name = "run",
-        note = "The sandbox goes on running afterwards, unless --rm is given. `banger config show` tells the default sizes. The exit status is that of the command; 2 means that this command line is wrong, 125 that the sandbox could not be made or reached.",
+        note = "The sandbox goes on running afterwards, unless --rm is given. Of the history the newest 10 commits go along: `--depth 1` takes the last one only, `--depth all` takes everything. `banger config show` tells the default sizes. The exit status is that of the command; 2 means that this command line is wrong, 125 that the sandbox could not be made or reached.",
         example = "banger vm run",
         example = "banger vm run --name dev --nat .",
         example = "banger vm run --rm . -- make test",
         example = "banger vm run --rm --image debian-minimal -- uname -a",
         example = "banger vm run -d --name web -p 8080:80",
-        example = "banger vm run --dry-run .          # which files would go along"
+        example = "banger vm run --dry-run .          # which files would go along",
+        example = "banger vm run --depth all . -- git log"
     )]
     VmRun {
         /// delete the sandbox at the end, however it ends
@@ -156,6 +162,9 @@ vm_command! {
         /// take untracked files along, but never ignored ones
         #[argh(switch)]
         pub include_untracked: bool,
+        /// commits of history that go along, or `all`; 10 unless said
+        #[argh(option, arg_name = "count")]
+        pub depth: Option<Depth>,
         /// list the files that would go along, make nothing
         #[argh(switch)]
         pub dry_run: bool,
@@ -222,12 +231,30 @@ impl VmRun {
             .new_vm(context, workspace.as_ref())
             .map_err(OwnFailure::unasked)?;
         let mut stages = Stages::new();
+        let staged = match workspace {
+            Some(workspace) => Some(self.stage(context, workspace, &mut stages)?),
+            None => None,
+        };
         let (answer, vm) = self.make(context, vm, &mut stages)?;
-        let outcome = self.use_it(context, &vm, workspace.as_ref(), argv, &mut stages);
+        let outcome = self.use_it(context, &vm, staged, argv, &mut stages);
         if self.rm {
             remove(context, &vm, answer);
+            return outcome;
         }
-        outcome
+        outcome.map_err(|failure| kept(failure, &vm.name))
+    }
+
+    fn stage(
+        &self,
+        context: &Context,
+        workspace: Workspace,
+        stages: &mut Stages,
+    ) -> Result<(Workspace, Staged), Failure> {
+        stages.stage("read the workspace");
+        let depth = self.depth.unwrap_or(Depth::DEFAULT);
+        let staged = pack::stage(&workspace, depth, &context.layout()?.cache);
+        stages.clear();
+        Ok((workspace, staged?))
     }
 
     fn check(&self, argv: Option<&[String]>) -> Result<(), Failure> {
@@ -244,9 +271,10 @@ impl VmRun {
                 "Run it afterwards: `banger vm exec NAME -- COMMAND`.",
             );
         }
-        if self.path.is_none() && (self.include_untracked || self.dry_run) {
+        let about_path = self.include_untracked || self.dry_run || self.depth.is_some();
+        if self.path.is_none() && about_path {
             return excluded(
-                "`--include-untracked` and `--dry-run` need PATH",
+                "`--include-untracked`, `--depth` and `--dry-run` need PATH",
                 "Name a git repository: `banger vm run --dry-run .`.",
             );
         }
@@ -301,13 +329,13 @@ impl VmRun {
         &self,
         context: &Context,
         vm: &VmView,
-        workspace: Option<&Workspace>,
+        staged: Option<(Workspace, Staged)>,
         argv: Option<Vec<String>>,
         stages: &mut Stages,
     ) -> Result<u8, OwnFailure> {
-        if let Some(workspace) = workspace {
-            send_workspace::send(context, &vm.id, workspace, stages)?;
-            say_left_out(workspace);
+        if let Some((workspace, staged)) = staged {
+            send_workspace::send(context, &vm.id, &workspace, &staged, stages)?;
+            say_left_out(&workspace);
         }
         if self.detach {
             render::line(&vm.name);
@@ -358,6 +386,19 @@ fn say_left_out(workspace: &Workspace) {
     for line in workspace.left_out() {
         render::say(&line);
     }
+}
+
+/// A VM that was made and whose first use failed is there all the same.
+fn kept(mut failure: OwnFailure, name: &str) -> OwnFailure {
+    let kept = format!(
+        "{name} was made and stays: `banger vm shell {name}` goes in, `banger vm delete {name}` deletes it."
+    );
+    let hint = &mut failure.failure.hint;
+    *hint = Some(match hint.take() {
+        Some(hint) => format!("{hint} {kept}"),
+        None => kept,
+    });
+    failure
 }
 
 fn say_how_to_come_back(name: &str) {

@@ -12,23 +12,23 @@ use crate::proto::agent::{AgentFailure, AgentRequest, INITIAL_CREDIT, Unpack, Un
 use crate::proto::frame::{self, Decoder, Frame, Kind, MAX_DATA};
 use crate::proto::reply::Progress;
 use crate::workspace::inspect::Workspace;
-use crate::workspace::pack;
+use crate::workspace::pack::{self, Staged};
 
 /// Where a workspace lies in a guest.
 pub const REPOSITORY: &str = "/root/repo";
 
-/// Packs the workspace, sends it, and waits until it is unpacked.
+/// Sends the staged workspace, and waits until it is unpacked.
 ///
 /// # Errors
-/// git failed here, or the guest could not take it.
+/// A file cannot be read any more, or the guest could not take it.
 pub fn send(
     context: &Context,
     vm: &str,
     workspace: &Workspace,
+    staged: &Staged,
     stages: &mut Stages,
 ) -> Result<Unpacked, OwnFailure> {
     stages.stage("copy the workspace");
-    let staged = pack::stage(workspace, &context.layout()?.cache)?;
     let dialed = context.dial(vm)?;
     let request = AgentRequest::Unpack(Unpack {
         path: REPOSITORY.to_owned(),
@@ -39,7 +39,7 @@ pub fn send(
         stages,
         sent: 0,
     };
-    let written = pack::write(workspace, &staged, &mut archive);
+    let written = pack::write(workspace, staged, &mut archive);
     if let Some(failure) = sink.failure.take() {
         return Err(failure);
     }
@@ -79,7 +79,8 @@ struct Sink {
     stream: File,
     decoder: Decoder,
     credit: usize,
-    /// Why the agent takes no more; told apart from our own trouble with the files.
+    /// Why the agent takes no more; told apart from our own trouble with the files. The
+    /// first one: whoever writes through buffers goes on writing when these are dropped.
     failure: Option<OwnFailure>,
 }
 
@@ -169,12 +170,16 @@ impl Sink {
 
 impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let full = || io::Error::other("the guest takes no more");
+        if self.failure.is_some() {
+            return Err(full());
+        }
         if bytes.is_empty() {
             return Ok(0);
         }
         self.send(bytes).map_err(|failure| {
             self.failure = Some(failure);
-            io::Error::other("the guest takes no more")
+            full()
         })
     }
 
@@ -187,6 +192,9 @@ impl Write for Sink {
 mod tests {
     use super::*;
     use crate::proto::agent::{AgentCall, AgentFailureKind};
+    use crate::workspace::depth::Depth;
+    use crate::workspace::git;
+    use crate::workspace::inspect::{Untracked, inspect};
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
 
@@ -245,16 +253,37 @@ mod tests {
         assert_eq!(thread.join().unwrap(), 4 << 20);
     }
 
+    fn full(_: u64) -> Option<Vec<u8>> {
+        let failure = AgentFailure {
+            kind: AgentFailureKind::Full,
+            what: "write /root/repo/x: no space left".to_owned(),
+        };
+        Some(frame::encoded_json(Kind::Failed, &failure))
+    }
+
+    /// The archive and its buffer write what they still hold when they are dropped.
+    #[test]
+    fn a_guest_that_is_full_amid_an_archive_is_reported_as_such() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = |arguments: &[&str]| git::run(folder.path(), arguments).unwrap();
+        run(&["init", "--quiet"]);
+        std::fs::write(folder.path().join("large"), vec![7_u8; 8 << 20]).unwrap();
+        run(&["add", "--all"]);
+        let workspace = inspect(folder.path(), Untracked::Leave).unwrap();
+        let cache = tempfile::tempdir().unwrap();
+        let staged = pack::stage(&workspace, Depth::DEFAULT, cache.path()).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let thread = std::thread::spawn(move || agent(theirs, full));
+        let mut sink = open(ours);
+        assert!(pack::write(&workspace, &staged, &mut sink).is_err());
+        let failure = sink.failure.take().unwrap().failure;
+        assert!(failure.hint.unwrap().contains("--disk-size"));
+        thread.join().unwrap();
+    }
+
     #[test]
     fn a_full_guest_is_reported_as_such() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let full = |_| {
-            let failure = AgentFailure {
-                kind: AgentFailureKind::Full,
-                what: "write /root/repo/x: no space left".to_owned(),
-            };
-            Some(frame::encoded_json(Kind::Failed, &failure))
-        };
         let thread = std::thread::spawn(move || agent(theirs, full));
         let mut sink = open(ours);
         assert!(sink.write_all(&vec![7_u8; 8 << 20]).is_err());

@@ -62,19 +62,38 @@ pub fn run<S: AsRef<OsStr>>(directory: &Path, arguments: &[S]) -> Result<Vec<u8>
     }
 }
 
+/// Runs a prepared git command and gives what it printed.
+///
+/// # Errors
+/// As [`run`].
+pub fn finish(mut command: Command, what: &str) -> Result<Vec<u8>, Failure> {
+    let failure = || Failure::failed(what.to_owned());
+    let output = command.output();
+    let output = output.map_err(|error| failure().because(error))?;
+    match output.status.success() {
+        true => Ok(output.stdout),
+        false => Err(because(failure(), &output.stderr)),
+    }
+}
+
 fn failed<S: AsRef<OsStr>>(directory: &Path, arguments: &[S], output: &Output) -> Failure {
     let verb = arguments
         .first()
         .map(|verb| verb.as_ref().to_string_lossy());
     let verb = verb.unwrap_or_default();
     let failure = Failure::failed(format!("run git {verb} in {}", directory.display()));
-    words(&output.stderr)
+    because(failure, &output.stderr)
+}
+
+/// The failure with git's own words as its causes.
+pub fn because(failure: Failure, stderr: &[u8]) -> Failure {
+    words(stderr)
         .into_iter()
         .fold(failure, |failure, word| failure.because(word))
 }
 
 /// The lines in which git says why.
-pub fn words(stderr: &[u8]) -> Vec<String> {
+fn words(stderr: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(stderr);
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     lines.take(4).map(str::to_owned).collect()

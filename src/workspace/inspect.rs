@@ -3,7 +3,7 @@
 //! Everything that can be refused is refused here, before anything is made. Only
 //! asks git and the file system; changes nothing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -34,12 +34,29 @@ pub struct Workspace {
     pub origin: Option<String>,
     /// Files and links that go along, relative to the root, sorted.
     pub files: Vec<PathBuf>,
+    /// All that the index knows, whether its file exists or not.
+    pub tracked: BTreeSet<PathBuf>,
+    /// Those of them that git is told not to look for (sparse checkout, skip-worktree).
+    pub skipped: Vec<PathBuf>,
     /// Untracked files that stay.
     pub untracked_left: usize,
     /// Ignored files and folders that stay.
     pub ignored_left: usize,
-    /// Submodules, which stay.
-    pub submodules: Vec<PathBuf>,
+    /// Submodules: their content stays.
+    pub submodules: Vec<Submodule>,
+    /// Repositories inside this one that are no submodules, which stay.
+    pub nested: Vec<PathBuf>,
+}
+
+/// A repository that the index holds a commit of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Submodule {
+    /// Its directory, relative to the root.
+    pub path: PathBuf,
+    /// The commit.
+    pub commit: String,
+    /// Whether the directory exists, with or without content.
+    pub present: bool,
 }
 
 impl Workspace {
@@ -61,13 +78,19 @@ impl Workspace {
             1 => lines.push("1 ignored file or folder left out".to_owned()),
             count => lines.push(format!("{count} ignored files or folders left out")),
         }
+        let names = |paths: &mut dyn Iterator<Item = &PathBuf>| {
+            let names: Vec<_> = paths.map(|path| path.display().to_string()).collect();
+            names.join(", ")
+        };
         if !self.submodules.is_empty() {
-            let names = self
-                .submodules
-                .iter()
-                .map(|path| path.display().to_string());
-            let names = names.collect::<Vec<_>>().join(", ");
+            let names = names(&mut self.submodules.iter().map(|submodule| &submodule.path));
             lines.push(format!("submodules left out: {names}"));
+        }
+        if !self.nested.is_empty() {
+            let names = names(&mut self.nested.iter());
+            lines.push(format!(
+                "repositories inside this one left out, name each by itself to take it: {names}"
+            ));
         }
         lines
     }
@@ -79,15 +102,76 @@ impl Workspace {
 /// There is no such path, it is in no repository, or in a bare one.
 pub fn inspect(path: &Path, untracked: Untracked) -> Result<Workspace, Failure> {
     let root = root_of(path)?;
-    let head = git::try_run(
-        &root,
-        &["rev-parse", "--verify", "--quiet", "HEAD^{commit}"],
-    )?;
+    let head = head_of(&root)?;
     let branch = git::try_run(&root, &["symbolic-ref", "--quiet", "--short", "HEAD"])?;
     let origin = git::try_run(&root, &["config", "--get", "remote.origin.url"])?;
-    let (mut files, submodules) = tracked(&root)?;
+    let Index {
+        mut files,
+        tracked,
+        skipped,
+        submodules,
+    } = index_of(&root)?;
     let others = list(&root, &["ls-files", "-z", "--others", "--exclude-standard"])?;
-    let ignored = [
+    // A name that ends with a slash is a repository inside this one: not a file.
+    let is_file = |path: &PathBuf| !path.as_os_str().as_bytes().ends_with(b"/");
+    let (others, nested): (Vec<_>, Vec<_>) = others.into_iter().partition(is_file);
+    let untracked_left = match untracked {
+        Untracked::Leave => others.len(),
+        Untracked::Include => {
+            files.extend(others);
+            0
+        }
+    };
+    keep_present(&root, &mut files)?;
+    Ok(Workspace {
+        head,
+        branch: git::line(&branch.stdout).filter(|_| branch.status.success()),
+        origin: git::line(&origin.stdout).map(|url| without_password(&url)),
+        files,
+        tracked,
+        skipped,
+        untracked_left,
+        ignored_left: ignored(&root)?,
+        submodules,
+        nested,
+        root,
+    })
+}
+
+/// The commit that HEAD means; `None` when its branch does not exist yet. Whatever else
+/// keeps it from meaning one is damage, which must not pass for an empty repository.
+fn head_of(root: &Path) -> Result<Option<String>, Failure> {
+    let asked = ["rev-parse", "--verify", "--quiet", "HEAD^{commit}"];
+    let head = git::try_run(root, &asked)?;
+    if head.status.success() {
+        return Ok(git::line(&head.stdout));
+    }
+    let branch = git::try_run(root, &["symbolic-ref", "--quiet", "HEAD"])?;
+    if let Some(branch) = git::line(&branch.stdout).filter(|_| branch.status.success())
+        && !exists(root, &branch)?
+    {
+        return Ok(None);
+    }
+    let what = format!("take {} along: its HEAD is damaged", root.display());
+    let said = git::try_run(root, &["log", "--max-count=1", "--format=%H"])?;
+    let failure = git::because(Failure::failed(what), &said.stderr);
+    Err(failure.hint(format!(
+        "`git -C {} fsck` tells what is missing.",
+        root.display()
+    )))
+}
+
+/// Whether a reference exists, readable or not. `rev-parse` does not tell one with a
+/// broken content from none; its file does.
+fn exists(root: &Path, reference: &str) -> Result<bool, Failure> {
+    let read = git::try_run(root, &["rev-parse", "--verify", "--quiet", reference])?;
+    let file = git::run(root, &["rev-parse", "--git-path", reference])?;
+    let file = root.join(path_of(file.strip_suffix(b"\n").unwrap_or(&file)));
+    Ok(read.status.success() || std::fs::symlink_metadata(file).is_ok_and(|found| !found.is_dir()))
+}
+
+fn ignored(root: &Path) -> Result<usize, Failure> {
+    let arguments = [
         "ls-files",
         "-z",
         "--others",
@@ -95,28 +179,7 @@ pub fn inspect(path: &Path, untracked: Untracked) -> Result<Workspace, Failure> 
         "--exclude-standard",
         "--directory",
     ];
-    let ignored_left = list(&root, &ignored)?.len();
-    let untracked_left = match untracked {
-        Untracked::Leave => others.len(),
-        // A name that ends with a slash is a repository inside this one: not a file.
-        Untracked::Include => {
-            let is_file = |path: &PathBuf| !path.as_os_str().as_bytes().ends_with(b"/");
-            let (take, leave): (Vec<_>, Vec<_>) = others.into_iter().partition(is_file);
-            files.extend(take);
-            leave.len()
-        }
-    };
-    keep_present(&root, &mut files)?;
-    Ok(Workspace {
-        root,
-        head: git::line(&head.stdout).filter(|_| head.status.success()),
-        branch: git::line(&branch.stdout).filter(|_| branch.status.success()),
-        origin: git::line(&origin.stdout).map(|url| without_password(&url)),
-        files,
-        untracked_left,
-        ignored_left,
-        submodules,
-    })
+    Ok(list(root, &arguments)?.len())
 }
 
 fn root_of(path: &Path) -> Result<PathBuf, Failure> {
@@ -132,14 +195,17 @@ fn root_of(path: &Path) -> Result<PathBuf, Failure> {
     let asked = ["rev-parse", "--is-bare-repository", "--is-inside-work-tree"];
     let output = git::try_run(&real, &asked)?;
     if !output.status.success() {
-        let failure = refused("it is not a git repository");
-        let failure = git::words(&output.stderr)
-            .into_iter()
-            .fold(failure, |failure, word| failure.because(word));
-        return Err(failure.hint(format!(
-            "Make it one with `git -C {} init`, or leave PATH out.",
-            path.display()
-        )));
+        return Err(match leave_to_read(&output.stderr) {
+            Some(command) => refused("the repository belongs to another user")
+                .because("git reads such only where it is told to")
+                .hint(format!("`{command}` allows it.")),
+            None => {
+                git::because(refused("it is not a git repository"), &output.stderr).hint(format!(
+                    "Make it one with `git -C {} init`, or leave PATH out.",
+                    path.display()
+                ))
+            }
+        });
     }
     match output.stdout.as_slice() {
         b"false\ntrue\n" => {}
@@ -157,6 +223,14 @@ fn root_of(path: &Path) -> Result<PathBuf, Failure> {
     Ok(PathBuf::from(OsString::from_vec(root)))
 }
 
+/// The command by which git itself says that another user's repository can be allowed.
+fn leave_to_read(stderr: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(stderr);
+    let mut lines = text.lines().map(str::trim);
+    let command = lines.find(|line| line.starts_with("git config --global --add safe.directory "));
+    command.map(str::to_owned)
+}
+
 fn list(root: &Path, arguments: &[&str]) -> Result<Vec<PathBuf>, Failure> {
     let output = git::run(root, arguments)?;
     let names = output
@@ -169,21 +243,51 @@ fn path_of(name: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(name.to_vec()))
 }
 
-/// Tracked files, and submodules: mode 160000 of `ls-files --stage`.
-fn tracked(root: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), Failure> {
-    let output = git::run(root, &["ls-files", "-z", "--stage"])?;
-    let (mut files, mut submodules) = (Vec::new(), Vec::new());
+/// What `ls-files` tells of the index.
+#[derive(Default)]
+struct Index {
+    files: Vec<PathBuf>,
+    tracked: BTreeSet<PathBuf>,
+    skipped: Vec<PathBuf>,
+    submodules: Vec<Submodule>,
+}
+
+/// Lines of `ls-files -t --stage`: tag, mode, object, stage, tab, path. Tag S is
+/// skip-worktree, mode 160000 a submodule.
+fn index_of(root: &Path) -> Result<Index, Failure> {
+    let output = git::run(root, &["ls-files", "-z", "-t", "--stage"])?;
+    let mut index = Index::default();
     for entry in output.split(|byte| *byte == 0) {
         let Some(tab) = entry.iter().position(|byte| *byte == b'\t') else {
             continue;
         };
         let path = path_of(&entry[tab + 1..]);
-        match entry.starts_with(b"160000 ") {
-            true => submodules.push(path),
-            false => files.push(path),
+        let words = String::from_utf8_lossy(&entry[..tab]);
+        let words: Vec<_> = words.split(' ').collect();
+        index.tracked.insert(path.clone());
+        if words.first() == Some(&"S") {
+            index.skipped.push(path.clone());
+        }
+        match words.as_slice() {
+            [_, "160000", commit, ..] => index.submodules.push(Submodule {
+                present: is_folder(root, &path),
+                commit: (*commit).to_owned(),
+                path,
+            }),
+            _ => index.files.push(path),
         }
     }
-    Ok((files, submodules))
+    // A conflict lists a path once for each side.
+    index.submodules.dedup_by(|a, b| a.path == b.path);
+    Ok(index)
+}
+
+/// Whether this is a directory of the repository's own, no link on the way to it.
+fn is_folder(root: &Path, path: &Path) -> bool {
+    let mut folders = path.ancestors().filter(|f| !f.as_os_str().is_empty());
+    folders.all(|folder| {
+        std::fs::symlink_metadata(root.join(folder)).is_ok_and(|found| found.is_dir())
+    })
 }
 
 /// Keeps what exists as a file or a link: what was deleted is absent in the guest too.
@@ -348,6 +452,59 @@ mod tests {
         assert_eq!(
             (workspace.head, workspace.branch),
             (None, Some("main".to_owned()))
+        );
+    }
+
+    #[test]
+    fn a_damaged_head_is_refused_with_the_words_of_git() {
+        let repository = Repository::new();
+        repository.write("file", "x");
+        repository.commit("one");
+        let missing = "1".repeat(40);
+        for content in ["", "garbage", &missing] {
+            let main = repository.path().join(".git/refs/heads/main");
+            std::fs::write(main, content).unwrap();
+            let failure = refusal(repository.path());
+            assert!(failure.what.contains("HEAD is damaged"), "{failure:?}");
+            assert!(!failure.causes.is_empty(), "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn repositories_inside_are_told_from_untracked_files() {
+        let repository = Repository::new();
+        let inner = repository.path().join("inner");
+        std::fs::create_dir(&inner).unwrap();
+        git::run(&inner, &["init", "--quiet"]).unwrap();
+        repository.write("inner/file", "x");
+        for untracked in [Untracked::Leave, Untracked::Include] {
+            let workspace = inspect(repository.path(), untracked).unwrap();
+            assert_eq!(workspace.untracked_left, 0);
+            assert_eq!(workspace.files, Vec::<PathBuf>::new());
+            let said = workspace.left_out().join("\n");
+            assert!(said.contains("inner/"), "{said}");
+            assert!(!said.contains("--include-untracked"), "{said}");
+        }
+    }
+
+    #[test]
+    fn another_users_repository_is_called_so_and_may_be_allowed() {
+        let repository = Repository::new();
+        let git_folder = repository.path().join(".git");
+        let nobody = |path: &Path| std::os::unix::fs::chown(path, Some(65534), None);
+        if nobody(repository.path())
+            .and_then(|()| nobody(&git_folder))
+            .is_err()
+        {
+            eprintln!("skipped: only root gives a file away");
+            return;
+        }
+        let failure = refusal(repository.path());
+        assert!(failure.what.contains("another user"), "{failure:?}");
+        let hint = failure.hint.unwrap();
+        assert!(
+            hint.contains("git config --global --add safe.directory"),
+            "{hint}"
         );
     }
 

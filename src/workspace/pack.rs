@@ -2,8 +2,8 @@
 //! working tree's files as they are now.
 //!
 //! The `.git` is staged by `git fetch --depth` over `file://`, which runs nothing of
-//! the repository and takes only what is reachable. Its index matches HEAD, so that
-//! `git status` in the guest shows the uncommitted changes as such.
+//! the repository and takes only what is reachable. Its index and the record of what
+//! was sent are made by `sent`.
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
@@ -15,8 +15,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 use tar::{EntryType, Header};
 
+use super::depth::Depth;
 use super::inspect::Workspace;
-use super::{BASE_REF, DEPTH, git};
+use super::{BASE_REF, git, sent};
 use crate::failure::Failure;
 
 /// A staged `.git`, removed when dropped; one whose process was killed is removed by
@@ -34,11 +35,11 @@ impl Drop for Staged {
     }
 }
 
-/// Makes the `.git` for a workspace below `cache`.
+/// Makes the `.git` for a workspace below `cache`, and reads every file that goes along.
 ///
 /// # Errors
-/// git failed, or the disk is full.
-pub fn stage(workspace: &Workspace, cache: &Path) -> Result<Staged, Failure> {
+/// git failed, a file cannot be read, or the disk is full.
+pub fn stage(workspace: &Workspace, depth: Depth, cache: &Path) -> Result<Staged, Failure> {
     let staging = cache.join("staging");
     let failed = |error: io::Error| {
         Failure::failed(format!("make a directory in {}", staging.display())).because(error)
@@ -52,9 +53,10 @@ pub fn stage(workspace: &Workspace, cache: &Path) -> Result<Staged, Failure> {
     let staged = make_folder(&staging).map_err(failed)?;
     init(workspace, &staged.folder)?;
     match workspace.head {
-        Some(_) => fetch(workspace, &staged.folder)?,
+        Some(_) => fetch(workspace, depth, &staged.folder)?,
         None => start_empty(&staged.folder)?,
     }
+    sent::record(workspace, &staged.folder)?;
     Ok(staged)
 }
 
@@ -107,6 +109,14 @@ fn init(workspace: &Workspace, folder: &Path) -> Result<(), Failure> {
     if let Some(origin) = &workspace.origin {
         git::run(folder, &["remote", "add", "origin", origin])?;
     }
+    // How the files were written decides what git takes for a change of them.
+    for key in ["core.fileMode", "core.autocrlf", "core.eol"] {
+        let value = git::try_run(&workspace.root, &["config", "--get", key])?;
+        match git::line(&value.stdout) {
+            Some(value) => git::run(folder, &["config", key, &value])?,
+            None => Vec::new(),
+        };
+    }
     Ok(())
 }
 
@@ -118,10 +128,14 @@ fn start_empty(folder: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The other end of a fetch looks at who owns the `.git`, not the files: leave that the
+/// user gave for the latter, and that `inspect` has seen, would not do for it.
+const UPLOAD_PACK: &str = "--upload-pack=git -c 'safe.directory=*' upload-pack";
+
 /// The commit that HEAD means, with some history, as the branch or detached. Not
 /// `git clone`: that guesses a branch for a detached HEAD.
-fn fetch(workspace: &Workspace, folder: &Path) -> Result<(), Failure> {
-    let depth = format!("--depth={DEPTH}");
+fn fetch(workspace: &Workspace, depth: Depth, folder: &Path) -> Result<(), Failure> {
+    let depth = format!("--depth={}", depth.number());
     let url = file_url(&workspace.root);
     let refspec = format!("+HEAD:{BASE_REF}");
     git::run(
@@ -131,6 +145,7 @@ fn fetch(workspace: &Workspace, folder: &Path) -> Result<(), Failure> {
             "--quiet",
             "--no-tags",
             "--no-write-fetch-head",
+            UPLOAD_PACK,
             &depth,
             &url,
             &refspec,
@@ -140,8 +155,6 @@ fn fetch(workspace: &Workspace, folder: &Path) -> Result<(), Failure> {
         Some(_) => git::run(folder, &["update-ref", "HEAD", BASE_REF])?,
         None => git::run(folder, &["update-ref", "--no-deref", "HEAD", BASE_REF])?,
     };
-    // The index matches HEAD: what differs in the files is an uncommitted change.
-    git::run(folder, &["read-tree", "HEAD"])?;
     Ok(())
 }
 
@@ -163,6 +176,9 @@ fn file_url(path: &Path) -> String {
 pub fn write(workspace: &Workspace, staged: &Staged, out: impl Write) -> Result<(), Failure> {
     let mut archive = tar::Builder::new(io::BufWriter::with_capacity(64 * 1024, out));
     add_folder(&mut archive, &staged.folder, Path::new(".git"))?;
+    for submodule in workspace.submodules.iter().filter(|module| module.present) {
+        add_empty(&mut archive, &workspace.root, &submodule.path)?;
+    }
     for file in &workspace.files {
         add(&mut archive, &workspace.root, file)?;
     }
@@ -179,11 +195,7 @@ fn add_folder<W: Write>(
     let failed = |error: io::Error| {
         Failure::failed(format!("pack {}", root.join(folder).display())).because(error)
     };
-    let made = std::fs::metadata(root.join(folder)).map_err(failed)?;
-    let mut header = header(EntryType::Directory, 0o755, made.mtime());
-    archive
-        .append_data(&mut header, folder, io::empty())
-        .map_err(failed)?;
+    add_empty(archive, root, folder)?;
     let mut names = Vec::new();
     for entry in std::fs::read_dir(root.join(folder)).map_err(failed)? {
         let entry = entry.map_err(failed)?;
@@ -198,6 +210,22 @@ fn add_folder<W: Write>(
         }
     }
     Ok(())
+}
+
+/// A directory without what is in it.
+fn add_empty<W: Write>(
+    archive: &mut tar::Builder<W>,
+    root: &Path,
+    folder: &Path,
+) -> Result<(), Failure> {
+    let failed = |error: io::Error| {
+        Failure::failed(format!("pack {}", root.join(folder).display())).because(error)
+    };
+    let made = std::fs::metadata(root.join(folder)).map_err(failed)?;
+    let mut header = header(EntryType::Directory, 0o755, made.mtime());
+    archive
+        .append_data(&mut header, folder, io::empty())
+        .map_err(failed)
 }
 
 fn header(kind: EntryType, mode: u32, modified: i64) -> Header {
@@ -277,34 +305,8 @@ impl Read for Exactly {
 mod tests {
     use super::*;
     use crate::workspace::inspect::{Untracked, inspect};
-    use crate::workspace::samples::Repository;
+    use crate::workspace::samples::{Repository, git, round_trip, round_trip_of};
     use std::os::unix::fs::PermissionsExt;
-
-    /// Packs a repository and unpacks it elsewhere with the system's tar.
-    fn round_trip(repository: &Repository, untracked: Untracked) -> tempfile::TempDir {
-        let workspace = inspect(repository.path(), untracked).unwrap();
-        let cache = tempfile::tempdir().unwrap();
-        let staged = stage(&workspace, cache.path()).unwrap();
-        let mut bytes = Vec::new();
-        write(&workspace, &staged, &mut bytes).unwrap();
-        drop(staged);
-        let left = std::fs::read_dir(cache.path().join("staging")).unwrap();
-        assert_eq!(left.count(), 0);
-        let target = tempfile::tempdir().unwrap();
-        let mut tar = std::process::Command::new("tar")
-            .args(["-x", "--no-same-owner", "-C"])
-            .arg(target.path())
-            .stdin(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
-        tar.stdin.take().unwrap().write_all(&bytes).unwrap();
-        assert!(tar.wait().unwrap().success());
-        target
-    }
-
-    fn git(folder: &Path, arguments: &[&str]) -> String {
-        String::from_utf8(git::run(folder, arguments).unwrap()).unwrap()
-    }
 
     #[test]
     fn uncommitted_changes_arrive_as_such() {
@@ -336,6 +338,100 @@ mod tests {
         assert_eq!(base, git(repository.path(), &["rev-parse", "HEAD"]));
         assert!(git(target.path(), &["fsck"]).is_empty());
         assert!(git(target.path(), &["remote"]).is_empty());
+    }
+
+    #[test]
+    fn depth_is_a_number_of_commits_or_all() {
+        let repository = Repository::new();
+        for number in 0..13 {
+            repository.write("file", &number.to_string());
+            repository.commit(&number.to_string());
+        }
+        let count = |from: &Path, depth: &str| {
+            let target = round_trip_of(from, Untracked::Leave, depth.parse().unwrap());
+            let shallow = target.path().join(".git/shallow").exists();
+            (
+                git(target.path(), &["rev-list", "--count", "HEAD"]),
+                shallow,
+            )
+        };
+        assert_eq!(count(repository.path(), "1"), ("1\n".to_owned(), true));
+        assert_eq!(count(repository.path(), "all"), ("13\n".to_owned(), false));
+        // What is itself only a part gives all that it has.
+        let part = round_trip_of(repository.path(), Untracked::Leave, "12".parse().unwrap());
+        assert_eq!(count(part.path(), "all"), ("12\n".to_owned(), true));
+    }
+
+    #[test]
+    fn files_added_and_moved_at_home_are_so_in_the_guest() {
+        let repository = Repository::new();
+        for file in ["moved", "kept", "removed", "untracked again"] {
+            repository.write(file, "one\n");
+        }
+        repository.commit("one");
+        repository.write("new", "staged\n");
+        git(repository.path(), &["add", "new"]);
+        repository.write("new", "and changed\n");
+        git(repository.path(), &["mv", "moved", "to"]);
+        git(repository.path(), &["rm", "--quiet", "removed"]);
+        git(
+            repository.path(),
+            &["rm", "--quiet", "--cached", "untracked again"],
+        );
+        let target = round_trip(&repository, Untracked::Leave);
+        let status = git(target.path(), &["status", "--porcelain", "--no-renames"]);
+        assert_eq!(
+            status,
+            "D  moved\nA  new\nD  removed\nA  to\nD  \"untracked again\"\n"
+        );
+        let content = git(target.path(), &["show", ":new"]);
+        assert_eq!(content, "and changed\n");
+        assert!(git(target.path(), &["diff", "HEAD", "--stat"]).contains("new"));
+        assert!(git(target.path(), &["fsck"]).is_empty());
+    }
+
+    #[test]
+    fn files_and_submodules_that_stay_are_no_changes_in_the_guest() {
+        let repository = Repository::with_all_that_stays();
+        let target = round_trip(&repository, Untracked::Leave);
+        assert_eq!(git(target.path(), &["status", "--porcelain"]), "");
+        assert!(target.path().join("module").is_dir());
+        assert!(!target.path().join("module/file").exists());
+        assert!(!target.path().join("sparse").exists());
+        repository.write("file", "changed\n");
+        let target = round_trip(&repository, Untracked::Leave);
+        let identity = ["-c", "user.name=Ada", "-c", "user.email=ada@example.org"];
+        let commit = [&identity[..], &["commit", "--quiet", "-am", "two"]].concat();
+        git(target.path(), &commit);
+        let changed = git(target.path(), &["diff", "--name-status", BASE_REF, "HEAD"]);
+        assert_eq!(changed, "M\tfile\n");
+    }
+
+    #[test]
+    fn how_files_were_written_at_home_is_known_in_the_guest() {
+        let repository = Repository::new();
+        git(repository.path(), &["config", "core.autocrlf", "true"]);
+        git(repository.path(), &["config", "core.fileMode", "false"]);
+        repository.write("file", "one\r\n");
+        repository.commit("one");
+        let file = repository.path().join("file");
+        std::fs::set_permissions(file, PermissionsExt::from_mode(0o755)).unwrap();
+        let target = round_trip(&repository, Untracked::Leave);
+        assert_eq!(git(target.path(), &["status", "--porcelain"]), "");
+    }
+
+    #[test]
+    fn damage_below_head_is_found_while_staging() {
+        let repository = Repository::new();
+        repository.write("file", "x");
+        repository.commit("one");
+        let tree = git(repository.path(), &["rev-parse", "HEAD^{tree}"]);
+        let (folder, name) = tree.trim().split_at(2);
+        let object = repository.path().join(".git/objects").join(folder);
+        std::fs::remove_file(object.join(name)).unwrap();
+        let workspace = inspect(repository.path(), Untracked::Leave).unwrap();
+        let cache = tempfile::tempdir().unwrap();
+        assert!(stage(&workspace, Depth::DEFAULT, cache.path()).is_err());
     }
 
     #[test]
@@ -441,10 +537,10 @@ mod tests {
         let cache = tempfile::tempdir().unwrap();
         let left = cache.path().join("staging/1-0/.git");
         std::fs::create_dir_all(&left).unwrap();
-        let staged = stage(&workspace, cache.path()).unwrap();
+        let staged = stage(&workspace, Depth::DEFAULT, cache.path()).unwrap();
         assert!(!left.exists());
         // One that is in use stays.
-        drop(stage(&workspace, cache.path()).unwrap());
+        drop(stage(&workspace, Depth::DEFAULT, cache.path()).unwrap());
         assert!(staged.folder.join(".git").is_dir());
     }
 
