@@ -59,6 +59,81 @@ fn daemon_killed_with_a_vm_running_is_replaced_and_adopts_it() {
     assert_eq!(banger.phase("a"), "stopped");
 }
 
+/// What comes of a `vm run --rm` whose daemon ends by `end` while its command runs.
+fn session_that_outlives_its_daemon(end: impl Fn(&Banger)) {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.ok(&["vm", "run", "--rm", "--image", IMAGE, "--", "true"]);
+    let before = Census::take(&banger);
+    let run = ["vm", "run", "--rm", "--name", "r", "--image", IMAGE];
+    let script = ["--", "sh", "-c", "echo on; read word; echo got $word"];
+    let arguments: Vec<&str> = run.into_iter().chain(script).collect();
+    let mut session = Running::with_open_input(banger.command(&arguments));
+    session.wait_for_output("on");
+
+    end(&banger);
+
+    // The next daemon finds the VM and leaves it to its client, until that has ended.
+    assert_eq!(banger.phase("r"), "running");
+    end(&banger);
+    assert_eq!(banger.phase("r"), "running");
+    session.type_in("it\n");
+    session.end_input();
+    let ran = session.finish(DEADLINE);
+    assert_eq!(ran.code(), Some(0), "{ran:?}");
+    assert!(ran.text().contains("got it"), "{ran:?}");
+    assert_eq!(banger.json(&["vm", "list"]), serde_json::json!([]));
+    assert_eq!(before.changes(&Census::take(&banger)), [""; 0]);
+}
+
+#[test]
+fn daemon_killed_under_a_vm_of_a_living_client_leaves_it_to_that_client() {
+    session_that_outlives_its_daemon(Banger::kill_daemon);
+}
+
+#[test]
+fn daemon_stopped_under_a_vm_of_a_living_client_leaves_it_to_that_client() {
+    session_that_outlives_its_daemon(|banger| {
+        banger.ok(&["daemon", "stop"]);
+    });
+}
+
+#[test]
+fn client_killed_under_another_daemon_or_none_takes_its_vm_with_it() {
+    let banger = Banger::with_images(&[IMAGE]);
+    for asks_before in [true, false] {
+        let run = ["vm", "run", "--rm", "--name", "r", "--image", IMAGE];
+        let script = ["--", "sh", "-c", "echo on; sleep 600"];
+        let arguments: Vec<&str> = run.into_iter().chain(script).collect();
+        let session = banger.start(&arguments);
+        session.wait_for_output("on");
+        banger.kill_daemon();
+        if asks_before {
+            assert_eq!(banger.phase("r"), "running");
+        }
+        kill_and_wait(session.pid());
+        let count = || banger.json(&["vm", "list"]).as_array().map(Vec::len);
+        assert_eq!(ask_until(count, |count| *count == Some(0)), Some(0));
+        session.finish(DEADLINE);
+    }
+}
+
+#[test]
+fn daemon_that_died_under_a_session_is_started_again_to_delete_its_vm() {
+    let banger = Banger::with_images(&[IMAGE]);
+    let run = ["vm", "run", "--rm", "--name", "r", "--image", IMAGE];
+    let script = ["--", "sh", "-c", "echo on; read word"];
+    let arguments: Vec<&str> = run.into_iter().chain(script).collect();
+    let mut session = Running::with_open_input(banger.command(&arguments));
+    session.wait_for_output("on");
+    banger.kill_daemon();
+    session.type_in("end\n");
+    let ran = session.finish(DEADLINE);
+    assert_eq!(ran.code(), Some(0), "{ran:?}");
+    assert!(!ran.error().contains("does not run"), "{ran:?}");
+    assert!(banger.daemon().is_some());
+    assert_eq!(banger.json(&["vm", "list"]), serde_json::json!([]));
+}
+
 #[test]
 fn daemon_killed_during_a_start_leaves_nothing_over() {
     let banger = Banger::with_images(&[IMAGE]);

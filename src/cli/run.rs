@@ -147,7 +147,7 @@ vm_command! {
         example = "banger vm run --depth all . -- git log"
     )]
     VmRun {
-        /// delete the sandbox at the end, however it ends
+        /// delete the sandbox at the end, however its command ends; one whose guest never answers is kept, to see why
         #[argh(switch)]
         pub rm: bool,
         /// leave it running in the background and print its name
@@ -423,7 +423,7 @@ fn remove(context: &Context, vm: &VmView, answer: Answer) {
         vm: vm.id.clone(),
         force: true,
     };
-    match context.ask_running(request) {
+    match context.ask(request) {
         Ok(_) => {}
         Err(failure) if failure.kind == FailureKind::NotFound => {}
         Err(failure) => render::failure(&failure),

@@ -235,7 +235,8 @@ impl Actor {
         match action {
             Action::Save(rows) => self.save(&rows)?,
             Action::KillHelpers => self.shell.kill_helpers(),
-            Action::FindVmms(vms) => self.shell.find_vmms(vms),
+            Action::FindVmms { running, owned } => self.shell.find_vmms(running, owned),
+            Action::WatchHold { vm } => self.shell.watch_hold(vm),
             Action::RunStep {
                 vm,
                 token,

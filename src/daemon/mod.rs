@@ -6,6 +6,7 @@
 //!  shell      carries out actions
 //!  guests     listeners and watches of guests       guest   their conversations
 //!  jobs       pulls of images and kernels        base    whether those are whole
+//!  holds      clients that outlive a daemon
 //!  repair     doctor --fix                  survey  what of ours is on this machine
 //!  clients    accepts                               connection  one client's lines
 //!  translate, views    the wire's words and the mind's
@@ -24,6 +25,7 @@ pub mod guest_config;
 pub mod guests;
 pub mod halts;
 pub mod hands;
+mod holds;
 pub mod jobs;
 pub mod listen;
 pub mod moment;

@@ -23,6 +23,7 @@ use super::guest;
 use super::guests::Guests;
 use super::halts::Halts;
 use super::hands::Hands;
+use super::holds;
 use super::jobs::Jobs;
 use super::repair::{self, Judgement, Mode};
 use crate::fail_point;
@@ -217,12 +218,13 @@ impl Shell {
 
     /// Gives a client a line; one that does not read is dropped.
     pub fn say(&mut self, client: ClientId, line: Line) {
+        let descriptor = None;
+        self.send(client, Outgoing { line, descriptor });
+    }
+
+    fn send(&mut self, client: ClientId, outgoing: Outgoing) {
         let Some(known) = self.clients.get(&client) else {
             return;
-        };
-        let outgoing = Outgoing {
-            line,
-            descriptor: None,
         };
         if known.outbox.try_send(outgoing).is_err() {
             log::warn!(client = client.0; "drop a client that does not read");
@@ -233,18 +235,22 @@ impl Shell {
     /// Gives a client its last line. Its connection then closes, unless it holds a VM
     /// that goes with it.
     pub fn answer(&mut self, client: ClientId, line: Line) {
-        let holds = self.clients.get(&client).is_some_and(|known| {
-            let lease = matches!(
+        let held = self.clients.get(&client).and_then(|known| {
+            let goes_along = matches!(
                 known.asked,
                 wire::Request::VmRun {
                     delete_on_disconnect: true,
                     ..
                 }
             );
-            lease && matches!(line, Line::Done(_))
+            match &line {
+                Line::Done(Reply::Vm(view)) if goes_along => view.id.parse::<VmId>().ok(),
+                _ => None,
+            }
         });
-        self.say(client, line);
-        if !holds {
+        let descriptor = held.and_then(|vm| holds::give(vm, &self.layout.client_hold(vm)));
+        self.send(client, Outgoing { line, descriptor });
+        if held.is_none() {
             self.clients.remove(&client);
         }
     }
@@ -401,8 +407,9 @@ impl Shell {
         }
     }
 
-    /// Finds out which VMs have a live VMM and a live vsock back end, and puts back under those what is named.
-    pub fn find_vmms(&self, vms: Vec<(VmId, Vec<Step>)>) {
+    /// Finds out which VMs have a live VMM and a live vsock back end, and puts back under
+    /// those what is named; and which of `owned` have a client that lives.
+    pub fn find_vmms(&self, vms: Vec<(VmId, Vec<Step>)>, owned: Vec<VmId>) {
         let (host, inbox) = (self.host.clone(), self.inbox.clone());
         let task = self.executor.spawn(async move {
             let found = smol::unblock(move || {
@@ -418,11 +425,29 @@ impl Shell {
                     }
                     put_back(&host, &mend);
                 }
-                Event::Recovered { alive, linked }
+                let layout = host.real().layout();
+                let held = owned.into_iter();
+                let held = held.filter(|vm| holds::is_held(&layout.client_hold(*vm)));
+                Event::Recovered {
+                    alive,
+                    linked,
+                    held: held.collect(),
+                }
             });
             let _ = inbox.send(Input::Event(found.await)).await;
         });
         task.detach();
+    }
+
+    /// Says when the client that holds a VM ends.
+    pub fn watch_hold(&self, vm: VmId) {
+        let (inbox, path) = (self.inbox.clone(), self.layout.client_hold(vm));
+        let watching = async move {
+            holds::released(&path).await;
+            let released = Event::HoldReleased { vm };
+            let _ = inbox.send(Input::Event(released)).await;
+        };
+        self.executor.spawn(watching).detach();
     }
 
     /// Says when a VM's VMM ends, and remembers its process id for people.

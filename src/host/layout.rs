@@ -187,6 +187,12 @@ impl Layout {
         self.vm_directory(vm).join("work.ext4")
     }
 
+    /// What the client of a VM holds that goes with it. Not in the run directory, which a
+    /// restart of the VM makes anew.
+    pub fn client_hold(&self, vm: VmId) -> PathBuf {
+        self.vm_directory(vm).join("client")
+    }
+
     /// What the guest wrote to its serial console, kept after the VM stops.
     pub fn console_log(&self, vm: VmId) -> PathBuf {
         self.vm_directory(vm).join("console.log")

@@ -41,6 +41,9 @@ pub enum Event {
         alive: BTreeSet<VmId>,
         /// Those of the living that have a live vsock back end.
         linked: BTreeSet<VmId>,
+        /// Those of the VMs that go with a client whose client lives: it was answered by
+        /// an earlier daemon and holds on.
+        held: BTreeSet<VmId>,
     },
     /// A client asks.
     Request {
@@ -55,6 +58,11 @@ pub enum Event {
     ClientGone {
         /// Whose.
         client: ClientId,
+    },
+    /// The client of a VM for which [`Action::WatchHold`] was asked has ended.
+    HoldReleased {
+        /// Of which VM.
+        vm: VmId,
     },
     /// A step ended; exactly one for each [`Action::RunStep`].
     StepDone {
@@ -164,9 +172,20 @@ pub enum Action {
     /// Kill what helper programs of an earlier daemon still run, and wait until none
     /// does, before anything that follows.
     KillHelpers,
-    /// Find out which of these VMs have a live VMM and which a live vsock back end, and
-    /// ensure the steps named for those with a VMM; answer with `Recovered`. Nothing else is under way until then.
-    FindVmms(Vec<(VmId, Vec<Step>)>),
+    /// Find out what an earlier daemon left alive; answer with `Recovered`. Nothing else
+    /// is under way until then.
+    FindVmms {
+        /// Which of these have a live VMM and which a live vsock back end; the steps named
+        /// are ensured for those with a VMM.
+        running: Vec<(VmId, Vec<Step>)>,
+        /// Which of these have a client that holds on to them.
+        owned: Vec<VmId>,
+    },
+    /// Say when the client that holds this VM ends, with `HoldReleased`.
+    WatchHold {
+        /// Which VM.
+        vm: VmId,
+    },
     /// Do this step off the loop; answer with `StepDone`. The wait for a guest ends at the
     /// deadline; every other step bounds its own waits below it, and one that is late all
     /// the same is logged and waited for.

@@ -20,6 +20,10 @@ pub(crate) enum Bug {
     BackendUnwatched,
     /// What a running VM lacks of its row is not given to it by the next daemon.
     AdjustmentForgotten,
+    /// Recovery deletes a VM whose client lives.
+    HoldOverlooked,
+    /// Nobody hears that a client of an earlier daemon ends.
+    HoldUnwatched,
     /// A row that says `stuck` is dropped at the next start.
     StuckRowDropped,
     /// What nothing names is swept while a pull is about to name it.

@@ -7,7 +7,7 @@ use crate::plan::record::Removal;
 use crate::plan::request::{Force, Refresh, Request};
 use crate::plan::step::StepKind;
 
-use super::client::{breathe, create, delete, grow, stop};
+use super::client::{breathe, create, delete, grow, start, stop};
 use super::explore::Search;
 use super::moves::Faults;
 use super::run::{Run, ShellBug};
@@ -207,4 +207,33 @@ fn builders_not_killed_before_recovery_are_found() {
     plant(None);
     let (broken, _) = search.broken.expect("the bug is found");
     assert!(broken.contains("half-built"), "{broken}");
+}
+
+/// A VM that goes with its client, under deaths of the daemon and of the client.
+#[track_caller]
+fn finds_of_a_hold(bug: Bug, said: &str) {
+    let dev = create("dev", NetRequest::Auto, Removal::WithClient);
+    // Somebody else, so that there is a time after the creation.
+    let run = Run::stocked(vec![vec![dev], vec![start("dev")]]);
+    let faults = Faults {
+        crashes: true,
+        leaving: true,
+        ..Faults::NONE
+    };
+    Search::of(run.clone(), 3, faults).assert_holds();
+    plant(Some(bug));
+    let search = Search::of(run, 2, faults);
+    plant(None);
+    let (broken, _) = search.broken.expect("the bug is found");
+    assert!(broken.contains(said), "{broken}");
+}
+
+#[test]
+fn living_client_that_recovery_overlooks_is_found() {
+    finds_of_a_hold(Bug::HoldOverlooked, "under its living client");
+}
+
+#[test]
+fn client_of_an_earlier_daemon_that_nobody_watches_is_found() {
+    finds_of_a_hold(Bug::HoldUnwatched, "outlives its client");
 }

@@ -26,6 +26,9 @@ pub(super) struct Client {
 pub(super) struct Clients {
     pub(super) all: Vec<Client>,
     pub(super) owners: BTreeMap<VmId, ClientId>,
+    /// Which client holds which VM, by what it was given with its answer: that outlives
+    /// the connection, and ends with the client.
+    pub(super) holds: BTreeMap<VmId, usize>,
     last_connection: u64,
 }
 
@@ -52,6 +55,26 @@ impl Clients {
         self.all
             .iter()
             .any(|client| client.connection == connection)
+    }
+
+    /// Whether the client that the VM goes with lives and knows of it.
+    pub(super) fn has_owner(&self, vm: VmId) -> bool {
+        let owner = self.owners.get(&vm);
+        owner.is_some_and(|owner| self.is_connected(*owner)) || self.holds.contains_key(&vm)
+    }
+
+    /// A client was told of its VM on this connection.
+    pub(super) fn hold(&mut self, vm: VmId, connection: ClientId) {
+        let index = self.all.iter().position(|c| c.connection == connection);
+        if let Some(index) = index
+            && self.owners.get(&vm) == Some(&connection)
+        {
+            self.holds.insert(vm, index);
+        }
+    }
+
+    pub(super) fn holds_any(&self, index: usize) -> bool {
+        self.holds.values().any(|holder| *holder == index)
     }
 
     /// Ends a connection; the client comes back with another.

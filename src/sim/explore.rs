@@ -126,6 +126,7 @@ fn fingerprint(run: &Run, interruptions: u32) -> u64 {
         }
     }
     run.lingering.hash(&mut hasher);
+    (&run.clients.holds, &run.hold_watches).hash(&mut hasher);
     for key in &run.litter {
         key.to_string().hash(&mut hasher);
     }

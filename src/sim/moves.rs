@@ -195,6 +195,11 @@ impl Run {
         if !self.helpers.is_empty() {
             moves.push(Move::HelperActs);
         }
+        if faults.leaving {
+            let clients = 0..self.clients.all.len();
+            let holding = clients.filter(|index| self.clients.holds_any(*index));
+            moves.extend(holding.map(Move::Leave));
+        }
         moves
     }
 

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use crate::model::ids::VmId;
 use crate::model::vm::Phase;
 use crate::plan::event::{Action, Event, RunToken};
-use crate::plan::record::{BootReport, RowChange};
+use crate::plan::record::{BootReport, Removal, RowChange};
 use crate::plan::request::{ClientId, OpId, Progress, Reply};
 use crate::plan::retry::Verb;
-use crate::plan::step::{Fault, FaultKind, StepKind};
+use crate::plan::step::{Fault, FaultKind, Step, StepKind};
 
 use super::moves::{Death, Landing, PowerOffFault, SaveFault};
 use super::run::{Flight, Run, ShellBug};
@@ -23,22 +23,10 @@ impl Run {
                 self.helpers.clear();
                 self.litter.clear();
             }
-            Action::FindVmms(asked) => {
-                let (mut alive, mut linked) = (BTreeSet::new(), BTreeSet::new());
-                for (vm, mend) in asked {
-                    if !self.world.is_alive(vm) {
-                        continue;
-                    }
-                    alive.insert(vm);
-                    if self.world.has(vm, StepKind::VsockBackend) {
-                        linked.insert(vm);
-                    }
-                    for step in mend {
-                        // What cannot be put back is logged and changes nothing.
-                        let _unheard = self.world.ensure(&step);
-                    }
-                }
-                self.news.push_back(Event::Recovered { alive, linked });
+            Action::FindVmms { running, owned } => self.find(running, owned),
+            Action::WatchHold { vm } => {
+                self.hold_watches.insert(vm);
+                self.notice_releases();
             }
             Action::RunStep {
                 vm,
@@ -104,6 +92,30 @@ impl Run {
             Action::Exit => self.crash(Death::AfterEffects),
             Action::ForgetGuest { .. } | Action::Log { .. } => {}
         }
+    }
+
+    fn find(&mut self, running: Vec<(VmId, Vec<Step>)>, owned: Vec<VmId>) {
+        let (mut alive, mut linked) = (BTreeSet::new(), BTreeSet::new());
+        for (vm, mend) in running {
+            if !self.world.is_alive(vm) {
+                continue;
+            }
+            alive.insert(vm);
+            if self.world.has(vm, StepKind::VsockBackend) {
+                linked.insert(vm);
+            }
+            for step in mend {
+                // What cannot be put back is logged and changes nothing.
+                let _unheard = self.world.ensure(&step);
+            }
+        }
+        let held = owned.into_iter();
+        let held = held.filter(|vm| self.clients.holds.contains_key(vm));
+        self.news.push_back(Event::Recovered {
+            alive,
+            linked,
+            held: held.collect(),
+        });
     }
 
     fn guest_may_call(&mut self, vm: VmId, verb: Verb, kind: StepKind) {
@@ -178,6 +190,11 @@ impl Run {
             self.lie(format!("request {op:?} is answered twice"));
         }
         self.check_reply(reply);
+        if let Reply::Vm(told) = reply
+            && told.removal == Removal::WithClient
+        {
+            self.clients.hold(told.id, connection);
+        }
         let clients = self.clients.all.iter_mut();
         for client in clients.filter(|client| client.connection == connection) {
             client.open = client.open.filter(|open| *open != op);

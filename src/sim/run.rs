@@ -104,6 +104,10 @@ pub(super) struct Run {
     pub(super) timers: Vec<(u64, TimerId)>,
     pub(super) watches: BTreeMap<VmId, RunToken>,
     pub(super) backend_watches: BTreeMap<VmId, RunToken>,
+    /// VMs of whose clients' end the mind wants to hear.
+    pub(super) hold_watches: BTreeSet<VmId>,
+    /// What somebody asked to delete: names, or beginnings of an id.
+    pub(super) deletions: BTreeSet<String>,
     pub(super) news: VecDeque<Event>,
     pub(super) clients: Clients,
     pub(super) asked: BTreeSet<OpId>,
@@ -161,6 +165,8 @@ impl Run {
             timers: Vec::new(),
             watches: BTreeMap::new(),
             backend_watches: BTreeMap::new(),
+            hold_watches: BTreeSet::new(),
+            deletions: BTreeSet::new(),
             news: VecDeque::new(),
             clients: Clients::with(scripts),
             asked: BTreeSet::new(),
@@ -237,9 +243,28 @@ impl Run {
                 self.world.turn(&Turn::BackendDies(*vm));
                 self.notice_exits();
             }
-            Move::Leave(index) => {
-                let client = self.clients.reconnect(*index);
-                self.news.push_back(Event::ClientGone { client });
+            Move::Leave(index) => self.leave(*index),
+        }
+    }
+
+    /// A client ends, and another takes its place.
+    fn leave(&mut self, index: usize) {
+        let client = self.clients.reconnect(index);
+        self.clients.holds.retain(|_, holder| *holder != index);
+        if self.mind.is_some() {
+            self.news.push_back(Event::ClientGone { client });
+            self.notice_releases();
+        }
+    }
+
+    /// Watched holds that are released become news.
+    pub(super) fn notice_releases(&mut self) {
+        let watched = std::mem::take(&mut self.hold_watches);
+        for vm in watched {
+            if self.clients.holds.contains_key(&vm) {
+                self.hold_watches.insert(vm);
+            } else {
+                self.news.push_back(Event::HoldReleased { vm });
             }
         }
     }
@@ -334,6 +359,9 @@ impl Run {
         let request = client.script.pop_front().expect("it has something to ask");
         client.open = Some(op);
         self.asked.insert(op);
+        if let Request::Delete { target, .. } = &request {
+            self.deletions.insert(target.clone());
+        }
         let client = client.connection;
         self.hear(Event::Request {
             client,
@@ -378,6 +406,7 @@ impl Run {
             self.world.turn(&Turn::Reboot);
             self.helpers.clear();
             self.lingering.clear();
+            self.clients.holds.clear();
         }
         self.mind = None;
         self.is_serving = false;
@@ -386,6 +415,7 @@ impl Run {
         self.timers.clear();
         self.watches.clear();
         self.backend_watches.clear();
+        self.hold_watches.clear();
         self.news.clear();
         self.clients.reconnect_all();
     }
@@ -420,6 +450,7 @@ impl Run {
                     self.disk.vms.insert(vm.id, *vm);
                 }
                 RowChange::DropVm(id) => {
+                    self.check_drop(id);
                     self.disk.vms.remove(&id);
                 }
                 RowChange::PutImage(image) => {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::ids::ContentId;
+use crate::model::ids::{ContentId, VmId};
 use crate::model::vm::Phase;
 use crate::plan::record::{Removal, VmRecord};
 use crate::plan::request::Reply;
@@ -155,12 +155,24 @@ impl Run {
     }
 
     fn has_its_client(&self, vm: &VmRecord) -> Result<(), String> {
-        let owner = self.clients.owners.get(&vm.id);
-        let connected = owner.is_some_and(|owner| self.clients.is_connected(*owner));
-        if vm.removal == Removal::WithClient && vm.phase != Phase::Stuck && !connected {
+        let owned = self.clients.has_owner(vm.id);
+        if vm.removal == Removal::WithClient && vm.phase != Phase::Stuck && !owned {
             return Err(format!("vm {} outlives its client", vm.id));
         }
         Ok(())
+    }
+
+    /// A VM whose client lives is deleted when somebody asks for it, and never otherwise.
+    pub(super) fn check_drop(&mut self, vm: VmId) {
+        let Some(row) = self.disk.vms.get(&vm) else {
+            return;
+        };
+        let (name, id) = (row.spec.name.as_str(), vm.to_string());
+        let is_it = |target: &String| target == name || id.starts_with(target.as_str());
+        let unasked = !self.deletions.iter().any(is_it);
+        if self.clients.holds.remove(&vm).is_some() && unasked {
+            self.lie(format!("vm {vm} is deleted under its living client"));
+        }
     }
 
     /// What a client is told is durable.

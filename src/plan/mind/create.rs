@@ -17,7 +17,7 @@ use crate::plan::request::{AfterCreate, ClientId, CreateRequest, Progress, PullK
 
 use super::say::Waiter;
 use super::work::Then;
-use super::{Mind, Vm};
+use super::{Mind, Owner, Vm};
 
 /// A creation that waits for pulls; its name is reserved.
 #[derive(Debug, Clone)]
@@ -152,7 +152,7 @@ impl Mind {
         }
         let owner = match request.removal {
             Removal::Keep => None,
-            Removal::WithClient => Some(waiters[0].owner()),
+            Removal::WithClient => Some(Owner::Connection(waiters[0].owner())),
         };
         let vm = Vm {
             owner,

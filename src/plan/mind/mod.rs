@@ -70,12 +70,21 @@ struct Vm {
     queued: Option<Queued>,
     /// Who is told when it comes to rest, whoever brings that about.
     watchers: Vec<Waiter>,
-    /// The client whose connection it goes with.
-    owner: Option<ClientId>,
+    /// The client that it goes with.
+    owner: Option<Owner>,
     /// Its current run; news of another is stale.
     run: Option<RunToken>,
     /// Whether we listen for its guest.
     listening: bool,
+}
+
+/// By what the client of a VM is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    /// Its connection to this daemon.
+    Connection(ClientId),
+    /// The descriptor that an earlier daemon gave it.
+    Hold,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,13 +138,18 @@ impl Mind {
         self.moment = moment;
         match event {
             Event::Opened => self.opened(),
-            Event::Recovered { alive, linked } => self.recovered(&alive, &linked),
+            Event::Recovered {
+                alive,
+                linked,
+                held,
+            } => self.recovered(&alive, &linked, &held),
             Event::Request {
                 client,
                 op,
                 request,
             } => self.request(Waiter::client(client, op), request),
             Event::ClientGone { client } => self.client_gone(client),
+            Event::HoldReleased { vm } => self.hold_released(vm),
             Event::StepDone { vm, token, result } => self.step_done(vm, token, result),
             Event::GuestReady { vm, boot } => self.guest_ready(vm, boot),
             Event::PowerOffSent { vm, run, result } => self.power_off_sent(vm, run, result),

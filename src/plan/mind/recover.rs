@@ -10,7 +10,8 @@
 //! | Stuck | any | try once more what got stuck |
 //! | Stopped | none | nothing |
 //!
-//! A VM that goes with a client is deleted: after a daemon's end no client is left.
+//! A VM that goes with a client is deleted at rest, unless its client lives: a client holds
+//! what an earlier daemon gave it with its answer, and is watched by that from now on.
 //! A row that cannot be read is shown as stuck and touched only by a deletion.
 
 use std::collections::BTreeSet;
@@ -24,7 +25,7 @@ use crate::plan::record::{Loaded, Removal, RowChange, Stuck, Unreadable, VmRecor
 use crate::plan::step::{Step, StepKind};
 
 use super::work::Then;
-use super::{Life, Mind, Vm};
+use super::{Life, Mind, Owner, Vm};
 
 /// What a running VM has that can be put back under it: a flushed firewall, rules of an
 /// older text, a snapshot's store that has become too short.
@@ -113,10 +114,19 @@ impl Mind {
             .values()
             .filter(|vm| vm.record.phase == Phase::Running);
         let asked = running.map(|vm| (vm.record.id, mendable(&vm.record)));
-        self.out.push(Action::FindVmms(asked.collect()));
+        let running = asked.collect();
+        let with_client = self.vms.values().map(|vm| &vm.record);
+        let with_client = with_client.filter(|record| record.removal == Removal::WithClient);
+        let owned = with_client.map(|record| record.id).collect();
+        self.out.push(Action::FindVmms { running, owned });
     }
 
-    pub(super) fn recovered(&mut self, alive: &BTreeSet<VmId>, linked: &BTreeSet<VmId>) {
+    pub(super) fn recovered(
+        &mut self,
+        alive: &BTreeSet<VmId>,
+        linked: &BTreeSet<VmId>,
+        held: &BTreeSet<VmId>,
+    ) {
         if self.life != Life::Opening {
             return;
         }
@@ -128,6 +138,9 @@ impl Mind {
                 (true, false) if self.needs_backend(id) => Found::NoBackend,
                 (true, _) => Found::Whole,
             };
+            if held.contains(&id) && !planted(Bug::HoldOverlooked) {
+                self.keep_for_its_client(id);
+            }
             self.recover(id, found);
         }
         // A store without any name is new, or lost: then nothing on disk is known to be
@@ -142,9 +155,18 @@ impl Mind {
         steps.any(|step| step.kind() == StepKind::VsockBackend) && !planted(Bug::BackendUnwatched)
     }
 
+    fn keep_for_its_client(&mut self, id: VmId) {
+        self.log(Some(id), None, "its client still holds it".to_owned());
+        self.vms.get_mut(&id).expect("listed just now").owner = Some(Owner::Hold);
+        if !planted(Bug::HoldUnwatched) {
+            self.out.push(Action::WatchHold { vm: id });
+        }
+    }
+
     fn recover(&mut self, id: VmId, found: Found) {
-        let record = &self.vms[&id].record;
-        let goes = record.removal == Removal::WithClient;
+        let vm = &self.vms[&id];
+        let record = &vm.record;
+        let goes = record.removal == Removal::WithClient && vm.owner.is_none();
         let reason = record.reason.clone();
         match (record.phase, record.stuck) {
             (Phase::Starting, _) if planted(Bug::RecoveryForgetsRow) => {}

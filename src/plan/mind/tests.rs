@@ -130,6 +130,20 @@ impl Desk {
     }
 
     fn recovered(loaded: Loaded, alive: BTreeSet<VmId>, linked: BTreeSet<VmId>) -> Desk {
+        Desk::found(loaded, alive, linked, BTreeSet::new())
+    }
+
+    fn with_held(loaded: Loaded, alive: BTreeSet<VmId>) -> Desk {
+        let (linked, held) = (alive.clone(), alive.clone());
+        Desk::found(loaded, alive, linked, held)
+    }
+
+    fn found(
+        loaded: Loaded,
+        alive: BTreeSet<VmId>,
+        linked: BTreeSet<VmId>,
+        held: BTreeSet<VmId>,
+    ) -> Desk {
         let mut desk = Desk {
             mind: Mind::new(facts(), loaded),
             events: Vec::new(),
@@ -148,7 +162,11 @@ impl Desk {
             id_bits: 0x1234_5678_0000_0000,
         };
         desk.hear(Event::Opened);
-        desk.hear(Event::Recovered { alive, linked });
+        desk.hear(Event::Recovered {
+            alive,
+            linked,
+            held,
+        });
         desk
     }
 

@@ -14,7 +14,7 @@ use crate::plan::step::{Fault, FaultKind};
 
 use super::say::Waiter;
 use super::work::{OnLeave, Then, Work};
-use super::{Mind, TimerUse, Vm};
+use super::{Mind, Owner, TimerUse, Vm};
 
 /// The one wish that waits until what is under way has come to rest.
 #[derive(Debug, Clone)]
@@ -296,12 +296,21 @@ impl Mind {
         let ids: Vec<VmId> = self.vms.keys().copied().collect();
         for id in ids {
             self.forget_waiters(id, client);
-            let owned = self.vms.get(&id).is_some_and(|vm| vm.owner == Some(client));
-            if owned {
-                self.log(Some(id), None, "its client is gone: deleting".to_owned());
-                self.vms.get_mut(&id).expect("looked up just now").owner = None;
-                self.wish(id, None, Wish::ForceDelete);
-            }
+            self.delete_if_owned(id, Owner::Connection(client));
+        }
+    }
+
+    /// A client that an earlier daemon had answered is gone.
+    pub(super) fn hold_released(&mut self, id: VmId) {
+        self.delete_if_owned(id, Owner::Hold);
+    }
+
+    fn delete_if_owned(&mut self, id: VmId, owner: Owner) {
+        let owned = self.vms.get_mut(&id);
+        if let Some(vm) = owned.filter(|vm| vm.owner == Some(owner)) {
+            vm.owner = None;
+            self.log(Some(id), None, "its client is gone: deleting".to_owned());
+            self.wish(id, None, Wish::ForceDelete);
         }
     }
 

@@ -130,6 +130,36 @@ fn vm_of_a_client_goes_with_its_connection() {
     assert!(desk.vms().is_empty());
 }
 
+/// What a daemon leaves of a VM that runs and goes with its client.
+fn left_by_a_daemon() -> (VmRecord, Loaded) {
+    let mut before = Desk::new(stocked());
+    before.ask(1, create("dev", Removal::WithClient));
+    let vm = before.vms().remove(0);
+    let vms = vec![vm.clone()];
+    (vm, Loaded { vms, ..stocked() })
+}
+
+#[test]
+fn vm_whose_client_outlives_the_daemon_goes_with_the_client_all_the_same() {
+    let (vm, loaded) = left_by_a_daemon();
+    let mut desk = Desk::with_held(loaded, BTreeSet::from([vm.id]));
+    assert_eq!(desk.vms()[0].phase, Phase::Running);
+    assert!(desk.others.contains(&Action::WatchHold { vm: vm.id }));
+    // Stopped by somebody, it is still its client's.
+    let target = target("dev");
+    desk.ask(2, Request::Stop { target });
+    assert_eq!(desk.vms()[0].phase, Phase::Stopped);
+    desk.hear(Event::HoldReleased { vm: vm.id });
+    assert!(desk.vms().is_empty());
+}
+
+#[test]
+fn vm_whose_client_ended_with_the_daemon_is_deleted_by_the_next() {
+    let (vm, loaded) = left_by_a_daemon();
+    let mut desk = Desk::with_alive(loaded, BTreeSet::from([vm.id]));
+    assert!(desk.vms().is_empty());
+}
+
 #[test]
 fn client_that_leaves_while_the_guest_boots_turns_the_start() {
     let mut desk = Desk::new(stocked());
@@ -214,7 +244,7 @@ fn running_vms_get_their_network_rules_back_before_they_are_adopted() {
     };
     let desk = Desk::with_alive(loaded, BTreeSet::from([vm.id]));
     let asked = desk.others.iter().find_map(|action| match action {
-        Action::FindVmms(asked) => asked.first(),
+        Action::FindVmms { running: asked, .. } => asked.first(),
         _ => None,
     });
     let (asked, mend) = asked.expect("it was running");
