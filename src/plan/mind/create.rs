@@ -113,6 +113,12 @@ impl Mind {
         if !self.is_taken(name) {
             return Ok(name.clone());
         }
+        if self.is_going(name) {
+            let what = format!("create vm {name}: the one of that name is being deleted");
+            return Err(Failure::new(FailureKind::Busy, what).hint(format!(
+                "Try again when `banger vm list` shows no {name} any more, in a moment."
+            )));
+        }
         Err(Failure::new(
             FailureKind::Busy,
             format!("create vm {name}: the name is taken"),
@@ -120,6 +126,12 @@ impl Mind {
         .hint(format!(
             "Choose another with `--name`, or run `banger vm delete {name}` first."
         )))
+    }
+
+    /// Whether the VM of this name is on its way to not being there.
+    fn is_going(&self, name: &VmName) -> bool {
+        let mut named = self.vms.values().filter(|vm| vm.record.spec.name == *name);
+        named.any(|vm| vm.is_going())
     }
 
     fn is_taken(&self, name: &VmName) -> bool {

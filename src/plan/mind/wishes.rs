@@ -364,6 +364,30 @@ impl Vm {
         matches!(goal, Some(Goal::Create | Goal::Start)) && !up
     }
 
+    /// Whether nothing will be left of it: it is being deleted, or that comes next.
+    pub(super) fn is_going(&self) -> bool {
+        let unless_ran = match &self.work {
+            Some(Work::Operating(work)) => work.then == Then::DeleteUnlessRan,
+            Some(Work::PoweringOff { .. }) | None => false,
+        };
+        let queued = self.queued.as_ref().map(|queued| queued.wish);
+        let asked = matches!(queued, Some(Wish::Delete | Wish::ForceDelete));
+        match self.situation() {
+            Situation::Deleting => true,
+            Situation::Stopping => asked || unless_ran,
+            Situation::Creating
+            | Situation::Stopped
+            | Situation::Starting
+            | Situation::Running
+            | Situation::Adjusting
+            | Situation::PoweringOff
+            | Situation::Resetting
+            | Situation::StuckStopping
+            | Situation::StuckResetting
+            | Situation::StuckDeleting => asked,
+        }
+    }
+
     fn situation_at_rest(&self) -> Situation {
         match (self.record.phase, self.record.stuck) {
             (Phase::Stopped, _) => Situation::Stopped,

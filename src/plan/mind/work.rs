@@ -36,7 +36,7 @@ pub(super) struct Operating {
     /// Whether the pause before the next attempt is over.
     rested: bool,
     waiters: Vec<Waiter>,
-    then: Then,
+    pub(super) then: Then,
     on_leave: OnLeave,
     /// Why the run that is being adjusted is over: what follows is its removal.
     pub(super) run_ended: Option<String>,
