@@ -31,9 +31,15 @@ use crate::sys::vsock;
 /// Streams served at once. A command needs five descriptors at most, so all of them
 /// stay below the usual soft limit of 1024, which commands inherit and should.
 const STREAMS: usize = 160;
+/// Streams that are being refused at once; each has a descriptor until its peer has read
+/// why and closed.
+const REFUSALS: usize = 64;
+/// Streams that may wait to be accepted. Beyond it the kernel refuses them, and nobody
+/// can say why.
+const BACKLOG: i32 = 4096;
 /// How long a stream may be open before it says what it is for.
 const FIRST_FRAME_LIMIT: Duration = Duration::from_secs(30);
-/// How long the reply to a power-off may take to be taken.
+/// How long the reply to a power-off, or a refusal, may take to be taken.
 const LAST_WORD_LIMIT: Duration = Duration::from_millis(500);
 
 /// What the agent knows of its guest.
@@ -51,7 +57,7 @@ pub struct Guest {
 pub fn main(directory: &Path) -> Result<(), Failure> {
     let mut record = record::find(directory)?;
     let off = record.off.parse()?;
-    let listener = vsock::listen(AGENT_PORT, STREAMS as i32)
+    let listener = vsock::listen(AGENT_PORT, BACKLOG)
         .map_err(during(format!("listen on vsock port {AGENT_PORT}")))?;
     record.phases.push(("agent".to_owned(), uptime_ms()));
     let news = record.clone();
@@ -84,16 +90,15 @@ fn admit(socket: OwnedFd, guest: &Arc<Guest>, places: &Arc<AtomicUsize>) {
     let Ok(stream) = FrameStream::new(socket) else {
         return;
     };
-    if taken >= STREAMS {
-        return refuse(
-            stream,
-            AgentFailureKind::Other,
-            "serve another stream: too many are open",
-        );
+    if taken >= STREAMS + REFUSALS {
+        return;
     }
     let guest = Arc::clone(guest);
     let spawned = thread::Builder::new().spawn(move || {
-        serve(stream, &guest);
+        match taken >= STREAMS {
+            true => refuse(stream),
+            false => serve(stream, &guest),
+        }
         drop(place);
     });
     if let Err(error) = spawned {
@@ -110,11 +115,15 @@ impl Drop for Place {
     }
 }
 
-/// Says no and goes: whoever is refused must not hold the agent up.
-fn refuse(mut stream: FrameStream, kind: AgentFailureKind, what: &str) {
-    let what = what.to_owned();
-    stream.queue_json(Kind::Failed, &AgentFailure { kind, what });
-    let _gone_already = stream.transmit();
+/// Says no and goes. What the peer has not read when we close is lost, so it is given
+/// some time.
+fn refuse(mut stream: FrameStream) {
+    let failure = AgentFailure {
+        kind: AgentFailureKind::Busy,
+        what: format!("{STREAMS} commands run in this guest, it takes no more at once"),
+    };
+    stream.queue_json(Kind::Failed, &failure);
+    stream.finish_within(LAST_WORD_LIMIT);
 }
 
 /// Serves one stream to its end.

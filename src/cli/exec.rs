@@ -57,7 +57,7 @@ session_command! {
     #[argh(
         subcommand,
         name = "exec",
-        note = "A terminal is allocated when standard input and output are both one. Without a terminal Ctrl-C is sent to the command; a second one within a second ends this client. The exit status is that of the command; 2 means that this command line is wrong, 125 that the sandbox could not be reached.",
+        note = "A terminal is allocated when standard input and output are both one. Without a terminal Ctrl-C is sent to the command; a second one within a second ends this client. SIGTERM and SIGHUP are sent to the command, too; this client ends five seconds later at the latest, with 143 or 129, and at once the second time. The exit status is that of the command; 2 means that this command line is wrong, 125 that the sandbox could not be reached.",
         example = "banger vm exec dev -- make test",
         example = "banger vm exec dev -- sh -c 'exit 42'; echo $?",
         example = "tar c src | banger vm exec dev -- tar x -C /tmp",

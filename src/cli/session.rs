@@ -14,11 +14,11 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::pending::{Pending, Written};
-use super::signals::{INTERRUPT, WINDOW_CHANGE};
+use super::signals::{HANG_UP, INTERRUPT, TERMINATE, WINDOW_CHANGE};
 use super::terminal;
 use crate::failure::{Failure, FailureKind};
 use crate::proto::agent::{
@@ -33,6 +33,9 @@ const MAX_PENDING: usize = 256 * 1024;
 const MAX_OUTGOING: usize = 256 * 1024;
 /// A second interrupt within this time ends the client.
 const TWICE: Duration = Duration::from_secs(1);
+/// How long a command may take to end that was told to by SIGTERM or SIGHUP, before we
+/// end without it. The agent then ends it.
+const END_GRACE: Duration = Duration::from_secs(5);
 /// The status of a client that was ended by a second interrupt (128 + SIGINT).
 const INTERRUPTED: u8 = 130;
 /// The status of a client whose reader has gone (128 + SIGPIPE), as docker's has.
@@ -118,6 +121,7 @@ pub fn agent_failure(failure: AgentFailure, doing: &str) -> OwnFailure {
         AgentFailureKind::NotFound => 127,
         AgentFailureKind::NotExecutable => 126,
         AgentFailureKind::Workdir
+        | AgentFailureKind::Busy
         | AgentFailureKind::Version
         | AgentFailureKind::Malformed
         | AgentFailureKind::Full
@@ -132,6 +136,7 @@ pub fn agent_failure(failure: AgentFailure, doing: &str) -> OwnFailure {
         AgentFailureKind::Full => {
             shown.hint("Free space in the guest, or make a VM with a larger --disk-size.")
         }
+        AgentFailureKind::Busy => shown.hint("Try again when one of them has ended."),
         AgentFailureKind::Workdir => shown.hint("Name an existing directory with --workdir."),
         AgentFailureKind::NotFound
         | AgentFailureKind::NotExecutable
@@ -161,6 +166,8 @@ struct Session {
     error_output: Pending,
     ended: Option<u8>,
     interrupted: Option<Instant>,
+    /// When it ends at the latest, and with what, since it was told to.
+    ending: Option<(Instant, u8)>,
 }
 
 /// What a poll found.
@@ -189,6 +196,7 @@ impl Session {
             error_output,
             ended: None,
             interrupted: None,
+            ending: None,
             ends,
         }
     }
@@ -199,6 +207,9 @@ impl Session {
             && self.output.is_empty()
             && self.error_output.is_empty()
         {
+            return Ok(Some(status));
+        }
+        if let Some((_, status)) = self.ending.filter(|(end, _)| *end <= Instant::now()) {
             return Ok(Some(status));
         }
         let ready = self.wait()?;
@@ -251,7 +262,7 @@ impl Session {
             ),
             (Some(self.ends.signals.as_fd()), PollFlags::IN),
         ];
-        let mut found = poll_all(wanted)?;
+        let mut found = poll_all(wanted, self.ending.map(|(end, _)| end))?;
         if self.ends.input.is_none() {
             found[1] = when(takes_input, PollFlags::IN);
         }
@@ -269,7 +280,7 @@ impl Session {
         })
     }
 
-    /// Forwards signals; the status to end with at a second interrupt.
+    /// Forwards signals; the status to end with at a second one that asks for it.
     fn take_signals(&mut self) -> Option<u8> {
         let mut bytes = [0_u8; 16];
         let count = rustix::io::read(&self.ends.signals, &mut bytes).unwrap_or(0);
@@ -281,11 +292,24 @@ impl Session {
                     if signal == INTERRUPT && self.is_second_interrupt() {
                         return Some(INTERRUPTED);
                     }
+                    if matches!(signal, TERMINATE | HANG_UP)
+                        && let Some(status) = self.is_to_end(signal)
+                    {
+                        return Some(status);
+                    }
                     frame::encode(Kind::Signal, &[signal], &mut self.outgoing);
                 }
             }
         }
         None
+    }
+
+    /// Whoever sends these wants us gone, whatever the command makes of them: in a while,
+    /// or at once the second time.
+    fn is_to_end(&mut self, signal: u8) -> Option<u8> {
+        let status = 128 + signal;
+        let before = self.ending.replace((Instant::now() + END_GRACE, status));
+        (before.is_some() || self.ended.is_some()).then_some(status)
     }
 
     fn is_second_interrupt(&mut self) -> bool {
@@ -399,6 +423,7 @@ fn when(wanted: bool, flags: PollFlags) -> PollFlags {
 /// hang-up is reported even to those who want nothing, and would spin the loop.
 fn poll_all<const N: usize>(
     wanted: [(Option<BorrowedFd<'_>>, PollFlags); N],
+    until: Option<Instant>,
 ) -> Result<[PollFlags; N], OwnFailure> {
     let mut places = Vec::with_capacity(N);
     let mut polled = Vec::with_capacity(N);
@@ -411,7 +436,12 @@ fn poll_all<const N: usize>(
         }
     }
     let mut found = [PollFlags::empty(); N];
-    match poll(&mut polled, None) {
+    let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+    let left = left.map(|left| Timespec {
+        tv_sec: left.as_secs().cast_signed(),
+        tv_nsec: i64::from(left.subsec_nanos()),
+    });
+    match poll(&mut polled, left.as_ref()) {
         Ok(_) => {
             for (place, polled) in places.into_iter().zip(&polled) {
                 found[place] = polled.revents();

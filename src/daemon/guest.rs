@@ -208,7 +208,7 @@ pub fn out_of_reach(name: &str, failure: &Failure) -> Failure {
     Failure::new(failure.kind, format!("reach the agent of vm {name}"))
         .because(failure)
         .hint(format!(
-            "`banger vm restart {name}` boots it anew; `banger vm logs {name} --console` may tell why."
+            "It answered before, so it may have too much to do: try again. If it stays so, `banger vm logs {name} --console` may tell why, and `banger vm restart {name}` boots it anew."
         ))
 }
 

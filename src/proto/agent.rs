@@ -152,6 +152,8 @@ pub enum AgentFailureKind {
     NotExecutable,
     /// The working directory does not exist or cannot be entered.
     Workdir,
+    /// It has as much to do as it takes at once.
+    Busy,
     /// Another version of the conversation.
     Version,
     /// A request that makes no sense.

@@ -104,6 +104,36 @@ fn output_error_output_and_status_are_kept_apart() {
 }
 
 #[test]
+fn command_that_ignores_the_order_to_end_does_not_keep_us() {
+    for (signal, status) in [(15, 143), (1, 129)] {
+        let mut trial = sh("trap '' TERM HUP; echo on; while :; do sleep 1; done");
+        trial.wait_for("on\n");
+        trial.signals.write_all(&[signal]).unwrap();
+        assert_eq!(trial.finish().0, Ok(status));
+    }
+}
+
+#[test]
+fn second_order_to_end_is_obeyed_at_once() {
+    let mut trial = sh("trap 'echo heard' TERM; echo on; while :; do sleep 1; done");
+    trial.wait_for("on\n");
+    trial.signals.write_all(&[15]).unwrap();
+    trial.wait_for("heard\n");
+    let begun = Instant::now();
+    trial.signals.write_all(&[15]).unwrap();
+    assert_eq!(trial.finish().0, Ok(143));
+    assert!(begun.elapsed() < END_GRACE);
+}
+
+#[test]
+fn command_that_obeys_the_order_to_end_has_its_own_status() {
+    let mut trial = sh("trap 'exit 9' TERM; echo on; while :; do sleep 1; done");
+    trial.wait_for("on\n");
+    trial.signals.write_all(&[15]).unwrap();
+    assert_eq!(trial.finish().0, Ok(9));
+}
+
+#[test]
 fn death_by_signal_is_128_and_its_number() {
     assert_eq!(sh("kill -KILL $$").finish().0, Ok(137));
 }
