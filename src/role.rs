@@ -52,6 +52,10 @@ impl Role {
 /// Plays the role that this process was called for; its exit status.
 pub fn run() -> ExitCode {
     let (role, arguments) = decide(std::env::args_os().collect(), std::process::id());
+    if let Some(text) = about(role, &arguments) {
+        cli::render::out(&text);
+        return ExitCode::SUCCESS;
+    }
     match role {
         Role::Launch => launcher::run(arguments),
         Role::ConsoleLog => console::run(arguments),
@@ -63,6 +67,49 @@ pub fn run() -> ExitCode {
         Role::RootHelper => helper::main(&arguments),
     }
 }
+
+/// What a service says of itself when it is asked to, instead of starting.
+fn about(role: Role, arguments: &[OsString]) -> Option<String> {
+    let help = match role {
+        Role::Daemon => DAEMON_HELP,
+        Role::RootHelper => ROOT_HELPER_HELP,
+        Role::CommandLine
+        | Role::Agent
+        | Role::Init
+        | Role::Launch
+        | Role::ConsoleLog
+        | Role::KvmProbe => return None,
+    };
+    let words = arguments.iter().map(|word| word.as_bytes());
+    let asks = |wanted: &[&[u8]]| words.clone().any(|word| wanted.contains(&word));
+    match (asks(&[b"--help", b"-h"]), asks(&[b"--version", b"-V"])) {
+        (true, _) => Some(help.to_owned()),
+        (false, true) => Some(format!("{}\n", crate::version::one_line())),
+        (false, false) => None,
+    }
+}
+
+const DAEMON_HELP: &str = "\
+bangerd: owns the sandboxes, images and kernels of one user.
+
+Usage: bangerd
+
+The first `banger` command that needs it starts it; a service manager may, too. It takes
+its settings from the configuration file, which `banger config show` prints, and its
+directories from BANGER_STATE_DIR, BANGER_RUNTIME_DIR and BANGER_CACHE_DIR. SIGTERM or
+`banger daemon stop` ends it; sandboxes stay up.
+";
+
+const ROOT_HELPER_HELP: &str = "\
+bangerd-root: carries out the few steps that need root for one user's bangerd.
+
+Usage: bangerd-root --owner UID [--socket PATH] [--config PATH]
+       bangerd-root remove-network [--config PATH]
+
+  --owner    the user whose bangerd is served
+  --socket   where to listen
+  --config   root's own configuration, of which it takes the bridge and its network
+";
 
 /// The role of a process with this command line and process id, and the arguments
 /// that are left for the role.
@@ -112,6 +159,19 @@ mod tests {
         assert_eq!(role(&["bangerd2", "vm"], 7).0, Role::CommandLine);
         assert_eq!(role(&["launch"], 7).0, Role::CommandLine);
         assert_eq!(role(&[], 7).0, Role::CommandLine);
+    }
+
+    #[test]
+    fn services_say_what_they_are_and_guests_roles_do_not() {
+        let asked = |role, word: &str| about(role, &[OsString::from(word)]);
+        let help = asked(Role::Daemon, "--help").unwrap();
+        assert!(help.contains("Usage: bangerd\n"), "{help}");
+        let help = asked(Role::RootHelper, "-h").unwrap();
+        assert!(help.contains("--owner UID"), "{help}");
+        let version = asked(Role::Daemon, "--version").unwrap();
+        assert_eq!(version.trim_end(), crate::version::one_line());
+        assert_eq!(asked(Role::Launch, "--help"), None);
+        assert_eq!(about(Role::Daemon, &[]), None);
     }
 
     #[test]

@@ -221,6 +221,16 @@ impl<'a> Walk<'a> {
         })
     }
 
+    /// A command where none is taken: for a sandbox that is there, another takes it.
+    fn refused(&self, failure: Failure) -> Failure {
+        match self.path.as_slice() {
+            ["vm", "shell"] => {
+                failure.hint("A shell takes no command: `banger vm exec NAME -- COMMAND` runs one.")
+            }
+            _ => failure,
+        }
+    }
+
     fn guest_begins(&self) -> bool {
         guest_of(&self.path) == Guest::AfterPositionals(self.positionals)
     }
@@ -228,7 +238,7 @@ impl<'a> Walk<'a> {
     fn guest_after_dashes(&self, guest: Vec<String>) -> Result<Vec<String>, Failure> {
         if guest_of(&self.path) == Guest::Refused {
             let what = format!("`{}` takes no command after `--`", self.command());
-            return Err(self.usage(what, None));
+            return Err(self.refused(self.usage(what, None)));
         }
         if guest.is_empty() {
             return Err(self.usage(
@@ -268,7 +278,7 @@ impl<'a> Walk<'a> {
         if self.positionals >= self.node.positionals.len() && !repeats {
             let failure = self.usage(format!("unexpected argument {word:?}"), None);
             return Err(match guest_of(&self.path) {
-                Guest::Refused => failure,
+                Guest::Refused => self.refused(failure),
                 Guest::AfterDashes | Guest::AfterPositionals(_) => {
                     failure.hint(format!("Write `--` before the command: `-- {word}`."))
                 }

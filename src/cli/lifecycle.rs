@@ -11,7 +11,7 @@ use crate::proto::reply::{Reply, VmView};
 use crate::proto::request::Request;
 
 macro_rules! lifecycle {
-    ($(#[$doc:meta])* $type:ident, $name:tt, $past:tt, [$($example:tt),*], $request:expr) => {
+    ($(#[$doc:meta])* $type:ident, $name:tt, $past:tt, $already:expr, [$($example:tt),*], $request:expr) => {
         $(#[$doc])*
         #[derive(Debug, FromArgs, ArgsInfo)]
         #[argh(
@@ -32,8 +32,9 @@ macro_rules! lifecycle {
         impl $type {
             /// Carries it out.
             pub fn run(self, context: &Context) -> Result<u8, Failure> {
-                let done = if self.quiet { None } else { Some($past) };
-                carry_out(context, $name, &self.names, done, $request)
+                let said = Said { past: $past, already: $already };
+                let said = if self.quiet { None } else { Some(said) };
+                carry_out(context, $name, &self.names, said, $request)
             }
         }
     };
@@ -41,35 +42,35 @@ macro_rules! lifecycle {
 
 lifecycle! {
     /// Start sandboxes at rest; done when they are usable.
-    VmStart, "start", "started",
+    VmStart, "start", "started", Some(("running", "runs already")),
     ["banger vm start dev", "banger vm start dev other"],
     |vm| Request::VmStart { vm }
 }
 
 lifecycle! {
     /// Power sandboxes off. What they have written is kept.
-    VmStop, "stop", "stopped",
+    VmStop, "stop", "stopped", Some(("stopped", "is stopped already")),
     ["banger vm stop dev", "banger vm list --quiet | xargs banger vm stop"],
     |vm| Request::VmStop { vm }
 }
 
 lifecycle! {
     /// Stop sandboxes and start them again.
-    VmRestart, "restart", "restarted",
+    VmRestart, "restart", "restarted", None,
     ["banger vm restart dev"],
     |vm| Request::VmRestart { vm }
 }
 
 lifecycle! {
     /// End sandboxes without asking them: what they have not written yet is lost.
-    VmKill, "kill", "killed",
+    VmKill, "kill", "killed", Some(("stopped", "is stopped already")),
     ["banger vm kill dev"],
     |vm| Request::VmKill { vm }
 }
 
 lifecycle! {
     /// Give sandboxes at rest a fresh root file system from their image; /root is kept.
-    VmReset, "reset", "reset",
+    VmReset, "reset", "reset", None,
     ["banger vm stop dev && banger vm reset dev"],
     |vm| Request::VmReset { vm }
 }
@@ -112,9 +113,30 @@ impl VmDelete {
                 return Ok(0);
             }
         }
-        let done = if self.quiet { None } else { Some("deleted") };
+        let said = Said {
+            past: "deleted",
+            already: None,
+        };
+        let done = if self.quiet { None } else { Some(said) };
         let request = |vm| Request::VmDelete { vm, force: true };
         carry_out(context, "delete", &self.names, done, request)
+    }
+}
+
+/// What is said of a VM when its request is done.
+#[derive(Debug, Clone, Copy)]
+struct Said {
+    past: &'static str,
+    /// The phase in which there was nothing to do, and what is said then.
+    already: Option<(&'static str, &'static str)>,
+}
+
+impl Said {
+    fn of(self, before: &VmView) -> &'static str {
+        match self.already {
+            Some((phase, text)) if before.phase == phase => text,
+            Some(_) | None => self.past,
+        }
     }
 }
 
@@ -122,7 +144,7 @@ fn carry_out(
     context: &Context,
     command: &str,
     names: &[String],
-    done: Option<&str>,
+    said: Option<Said>,
     request: impl Fn(String) -> Request,
 ) -> Result<u8, Failure> {
     if names.is_empty() {
@@ -142,8 +164,8 @@ fn carry_out(
     let mut status = 0;
     for (target, outcome) in targets.into_iter().zip(outcomes) {
         let outcome = target.and_then(|vm| finished(vm, outcome));
-        match (outcome, done) {
-            (Ok(name), Some(done)) => render::line(&format!("{name} {done}")),
+        match (outcome, said) {
+            (Ok(vm), Some(said)) => render::line(&format!("{} {}", vm.name, said.of(vm))),
             (Ok(_), None) => {}
             (Err(failure), _) => {
                 render::failure(&failure);
@@ -158,7 +180,7 @@ fn carry_out(
     Ok(status)
 }
 
-fn finished(vm: &VmView, outcome: Option<Result<Reply, Failure>>) -> Result<String, Failure> {
+fn finished(vm: &VmView, outcome: Option<Result<Reply, Failure>>) -> Result<&VmView, Failure> {
     outcome.expect("every resolved VM was asked for")?;
-    Ok(vm.name.clone())
+    Ok(vm)
 }

@@ -1,6 +1,7 @@
 //! Values of options, checked while the command line is parsed, so that a wrong
 //! one is a usage error (status 2) before anything else happens.
 
+use std::env::VarError;
 use std::str::FromStr;
 
 use crate::config::keys::{check_disk, check_memory, check_vcpu};
@@ -135,6 +136,12 @@ impl FromStr for EnvPair {
         };
         if key.is_empty() || text.contains('\0') {
             return Err(format!("{text:?} is not KEY=VALUE"));
+        }
+        // One that is not there is left out; one that is must not be dropped unsaid.
+        if value.is_none() && matches!(std::env::var(key), Err(VarError::NotUnicode(_))) {
+            return Err(format!(
+                "the value of {key} is not UTF-8, so it cannot be passed on"
+            ));
         }
         Ok(EnvPair {
             key: key.to_owned(),

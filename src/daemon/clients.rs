@@ -102,7 +102,8 @@ impl Clients {
                 true => Some(Failure::new(
                     FailureKind::Busy,
                     format!("serve another client: {MOST_CLIENTS} are connected"),
-                )),
+                )
+                .hint("Try again when some have ended; `ss -xp | grep bangerd.sock` names the programs that hold connections.")),
                 false => connection::admitted(stream.get_ref(), clients.own_uid).err(),
             };
             match refused {

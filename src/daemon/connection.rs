@@ -66,7 +66,8 @@ pub async fn read_call(stream: &Async<UnixStream>) -> Result<Call, Failure> {
         if line.len() > MAX_REQUEST {
             return Err(Failure::usage(format!(
                 "read a request: over {MAX_REQUEST} bytes"
-            )));
+            ))
+            .hint("Long values of `--env` are the likely cause: put them in a file, and copy that into the sandbox with `banger vm exec NAME -- sh -c 'cat > FILE' < FILE`."));
         }
         match reader.read(&mut part).await {
             Ok(0) => {
