@@ -134,7 +134,7 @@ for name in blackbox host e2e; do
         case "$name" in
             blackbox) floor "$name" 600 "${files[@]}" -- ;;
             # They share this machine's bridge, tables and processors.
-            host) floor "$name" 1200 "${files[@]}" -- --test-threads=1 ;;
+            host) floor "$name" 1800 "${files[@]}" -- --test-threads=1 ;;
             e2e) floor "$name" 3600 "${files[@]}" -- --test-threads=1 ;;
         esac
     fi
