@@ -153,12 +153,13 @@ fn export_leaves_out_what_was_changed_at_home_before() {
     std::fs::create_dir(&folder).unwrap();
     let git = |arguments: &[&str]| {
         let mut command = Command::new("git");
-        command.args(["-c", "user.name=Ada", "-c", "user.email=ada@example.org"]);
         let output = command.args(arguments).current_dir(&folder).output();
         assert!(output.unwrap().status.success(), "{arguments:?}");
     };
     let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).unwrap();
     git(&["init", "-q", "-b", "work"]);
+    git(&["config", "user.name", "Ada"]);
+    git(&["config", "user.email", "ada@example.org"]);
     write("changed", "one\n");
     write("moved", "one\n");
     git(&["add", "."]);
