@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use support::census::Census;
 use support::events::{ask_until, wait_for_folder};
 use support::running::Running;
-use support::{Banger, COMMAND_DEADLINE, DEADLINE, in_shell};
+use support::{Banger, COMMAND_DEADLINE, DEADLINE, binary, in_shell};
 
 const IMAGE: &str = "debian-minimal";
 
@@ -197,6 +197,38 @@ fn interrupt_reaches_the_guests_process_group() {
         (Some(7), "caught\n"),
         "{ran:?}"
     );
+}
+
+#[test]
+fn hang_up_that_was_ignored_before_the_client_stays_so() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.boot("a");
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]);
+    command.arg(binary());
+    command.args(in_shell("a", "echo on; read word; echo got $word"));
+    command.env_clear().envs(banger.environment());
+    let mut client = Running::with_open_input(command);
+    client.wait_for_output("on");
+    client.signal(Signal::HUP);
+    client.type_in("it\n");
+    let ran = client.finish(DEADLINE);
+    assert_eq!(ran.code(), Some(0), "{ran:?}");
+    assert!(ran.text().contains("got it"), "{ran:?}");
+}
+
+#[test]
+fn burst_of_more_commands_than_a_guest_takes_is_run_or_told_why() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.boot("a");
+    let run = |_| banger.start(&["vm", "exec", "a", "--", "true"]);
+    let clients: Vec<Running> = (0..200).map(run).collect();
+    for client in clients {
+        let ran = client.finish(COMMAND_DEADLINE);
+        let told = ran.error().contains("takes no more at once");
+        assert!(ran.code() == Some(0) || told, "{ran:?}");
+    }
+    banger.exec("a", &["true"]);
 }
 
 #[test]

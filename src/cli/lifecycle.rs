@@ -184,3 +184,24 @@ fn finished(vm: &VmView, outcome: Option<Result<Reply, Failure>>) -> Result<&VmV
     outcome.expect("every resolved VM was asked for")?;
     Ok(vm)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::samples;
+
+    #[test]
+    fn what_was_so_already_is_said_and_what_was_not_is_not() {
+        let stopped = samples::vm("0a1b2c3d", "dev");
+        let stop = Said {
+            past: "stopped",
+            already: Some(("stopped", "is stopped already")),
+        };
+        assert_eq!(stop.of(&stopped), "is stopped already");
+        let running = VmView {
+            phase: "running".to_owned(),
+            ..stopped
+        };
+        assert_eq!(stop.of(&running), "stopped");
+    }
+}
