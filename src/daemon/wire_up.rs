@@ -17,6 +17,7 @@ use crate::host::facts::{self, Finding, Look};
 use crate::host::jail;
 use crate::host::layout::Layout;
 use crate::host::program::Programs;
+use crate::host::published;
 use crate::host::{RealHost, Settings, dm, reflink, tap_limit};
 use crate::image::catalog::{Catalog, catalog};
 use crate::plan::facts::{Fitness, HostFacts};
@@ -149,6 +150,7 @@ fn plan_facts(
         tap_limits: fit(tap_limit::fitness(&config.bridge())),
         cpu_weight: fit(cgroup::cpu_weights()),
         limits: fit(cgroup::limits()),
+        first_port: published::first_for_everybody(),
         subnet: config.subnet(),
         memory: facts::memory(),
         catalog_images: catalog

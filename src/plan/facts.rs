@@ -34,6 +34,8 @@ pub struct HostFacts {
     pub cpu_weight: Fitness,
     /// Whether all that a VM's processes take can be limited; if not, what cannot.
     pub limits: Fitness,
+    /// The lowest port that a user-mode network can publish: its VMM has no privilege.
+    pub first_port: u16,
     /// The network of our bridge.
     pub subnet: Subnet,
     /// Main memory of this machine, without its swap.
@@ -97,6 +99,18 @@ impl HostFacts {
                 }
                 (Fitness::Unfit(reason), _) => self.qemu_or_refuse(reason),
             },
+        }
+    }
+
+    /// The same for a VM with this network: a user-mode one only QEMU has.
+    pub fn choose_vmm_for(&self, net: NetMode, request: VmmRequest) -> Result<VmmChoice, Failure> {
+        match (net, request) {
+            (NetMode::User, VmmRequest::Auto) => match self.choose_vmm(request)? {
+                choice if choice.kind != VmmKind::Firecracker => Ok(choice),
+                _ => self.qemu_or_refuse("only QEMU has a user-mode network"),
+            },
+            (NetMode::User, _) => self.choose_vmm(VmmRequest::Qemu),
+            (NetMode::Isolated | NetMode::Nat | NetMode::None, _) => self.choose_vmm(request),
         }
     }
 
@@ -308,6 +322,7 @@ mod tests {
             tap_limits: Fitness::Fit,
             cpu_weight: Fitness::Fit,
             limits: Fitness::Fit,
+            first_port: 1024,
             subnet: "172.30.0.0/24".parse().unwrap(),
             catalog_images: Vec::new(),
             catalog_kernels: Vec::new(),

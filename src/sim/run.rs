@@ -135,6 +135,7 @@ pub(super) fn facts() -> HostFacts {
         tap_limits: Fitness::Fit,
         cpu_weight: Fitness::Fit,
         limits: Fitness::Fit,
+        first_port: 1024,
         subnet: "10.0.0.0/28".parse().unwrap(),
         memory: Bytes::gib(64),
         catalog_images: ["small", "twin", "large"]

@@ -57,12 +57,12 @@ impl Mind {
             request.root_disk,
         )?;
         check_limits(&request.limits)?;
+        let name = self.free_name(request.name.as_ref())?;
         self.facts.check_memory(request.memory).map_err(|failure| {
-            failure.hint(
+            Failure::new(failure.kind, format!("create vm {name}: {}", failure.what)).hint(
                 "Give less with `--memory`, or with `vm_defaults.memory` in the configuration.",
             )
         })?;
-        let name = self.free_name(request.name.as_ref())?;
         self.facts.fit_root(request.root_mode)?;
         let (net, _) = self.network(request)?;
         self.check_ports(&format!("create vm {name}"), net, request)?;
@@ -155,7 +155,9 @@ impl Mind {
             name: record.spec.name.clone(),
         };
         self.progress(&waiters, &named);
-        let notes = note
+        // Of this machine and not of this VM: once is enough, and `vm show` has it.
+        let news = note.filter(|note| self.notes_said.insert(note.clone()));
+        let notes = news
             .into_iter()
             .chain(self.facts.weight_note(&request.limits))
             .chain(net_limit_note(record.spec.net, &request.limits));

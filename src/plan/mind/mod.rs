@@ -21,7 +21,7 @@ mod sizes;
 mod wishes;
 mod work;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::failure::{Failure, FailureKind};
 use crate::model::ids::{ImageName, KernelName, VmId};
@@ -57,6 +57,8 @@ pub struct Mind {
     waiting_for_slot: VecDeque<VmId>,
     steps_under_way: usize,
     last_number: u64,
+    /// What was said already of the networks that this machine lacks.
+    notes_said: BTreeSet<String>,
     out: Vec<Action>,
 }
 
@@ -127,6 +129,7 @@ impl Mind {
             waiting_for_slot: VecDeque::new(),
             steps_under_way: 0,
             last_number: 0,
+            notes_said: BTreeSet::new(),
             out: Vec::new(),
         };
         mind.remember(loaded);

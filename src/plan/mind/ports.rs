@@ -30,6 +30,17 @@ impl Mind {
                     .hint("Use `--net nat` or `--net user`, or leave out `--publish`."),
             );
         }
+        let first = self.facts.first_port;
+        let closed = wanted.iter().find(|port| port.host < first);
+        if let Some(port) = closed.filter(|_| net == NetMode::User) {
+            let what = format!("{what}: port {port} of this host, in a user-mode network");
+            return Err(Failure::usage(what)
+                .because(format!("ports below {first} need a privilege that its VMM has not"))
+                .hint(format!(
+                    "Choose a port from {first} on, or `sudo sysctl net.ipv4.ip_unprivileged_port_start={}`.",
+                    port.host
+                )));
+        }
         if wanted.len() > PortForward::MAX {
             let most = PortForward::MAX;
             return Err(

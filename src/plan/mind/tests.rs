@@ -58,6 +58,7 @@ fn facts() -> HostFacts {
         tap_limits: Fitness::Unfit("no nft_limit".to_owned()),
         cpu_weight: Fitness::Unfit("no cpu controller".to_owned()),
         limits: Fitness::Unfit("cpu not held: no controller".to_owned()),
+        first_port: 1024,
         subnet: "172.30.0.0/24".parse().unwrap(),
         memory: Bytes::gib(64),
         catalog_images: vec!["debian-minimal".parse().unwrap()],

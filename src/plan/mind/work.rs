@@ -2,8 +2,7 @@
 
 use crate::failure::Failure;
 use crate::model::ids::VmId;
-use crate::model::net::NetMode;
-use crate::model::vm::{Phase, VmmRequest};
+use crate::model::vm::Phase;
 use crate::plan::event::{Action, RunToken, StepToken, TimerId};
 use crate::plan::make;
 use crate::plan::operation::{Effect, Goal, Mark, Operation, Outcome};
@@ -100,10 +99,6 @@ impl Mind {
 
     fn begin_start_then(&mut self, id: VmId, waiters: Vec<Waiter>, then: Then, on_leave: OnLeave) {
         let spec = &self.vms[&id].record.spec;
-        let wanted = match spec.net {
-            NetMode::User => VmmRequest::Qemu,
-            NetMode::Isolated | NetMode::Nat | NetMode::None => spec.vmm,
-        };
         let fits = self.facts.check_memory(spec.memory).map_err(|failure| {
             let name = &spec.name;
             Failure::new(failure.kind, format!("start vm {name}: {}", failure.what))
@@ -112,7 +107,7 @@ impl Mind {
         let what = format!("start vm {}", spec.name);
         let choice = fits
             .and_then(|()| self.refuse_taken(&what, &spec.publish, Some(id)))
-            .and_then(|()| self.facts.choose_vmm(wanted));
+            .and_then(|()| self.facts.choose_vmm_for(spec.net, spec.vmm));
         let choice = match choice {
             Ok(choice) => choice,
             Err(failure) => return self.start_refused(id, waiters, then, failure),

@@ -168,7 +168,7 @@ fn every_change_of_a_running_machine_is_in_the_api_definition() {
     assert_eq!(
         told,
         [
-            r#"{"drive_id":"work","path_on_host":"/s/vms/0000002a/work.ext4"}"#,
+            r#"{"drive_id":"work","path_on_host":"/proc/self/fd/8"}"#,
             r#"{"amount_mib":312}"#
         ]
     );

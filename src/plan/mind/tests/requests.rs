@@ -117,7 +117,7 @@ fn made(change: impl FnOnce(&mut CreateRequest)) -> Request {
 #[test]
 fn bad_creations_are_refused_with_what_to_type_and_nothing_is_made() {
     let mut desk = Desk::new(stocked());
-    let cases: [(Request, &str); 5] = [
+    let cases: [(Request, &str); 6] = [
         (made(|vm| vm.vcpu = 0), "--vcpu"),
         (made(|vm| vm.memory = Bytes(0)), "--memory"),
         (
@@ -130,6 +130,13 @@ fn bad_creations_are_refused_with_what_to_type_and_nothing_is_made() {
                 vm.publish = vec!["80".parse().unwrap()];
             }),
             "--net user",
+        ),
+        (
+            made(|vm| {
+                vm.net = NetRequest::User;
+                vm.publish = vec!["80:80".parse().unwrap()];
+            }),
+            "from 1024 on",
         ),
         (made(|vm| vm.vmm = VmmRequest::Firecracker), "--vmm qemu"),
     ];
@@ -414,7 +421,7 @@ fn more_memory_than_the_machine_has_is_refused_before_anything_is_made() {
     assert_eq!(failure.kind, FailureKind::Usage);
     assert_eq!(
         failure.what,
-        "memory of 65G is more than this machine has, 64G"
+        "create vm dev: memory of 65G is more than this machine has, 64G"
     );
     assert!(desk.jobs.is_empty() && desk.rows.is_empty() && desk.vms().is_empty());
 }
