@@ -146,7 +146,7 @@ fn given(banger: &Banger, folder: &Path, name: &str) -> String {
     path.display().to_string()
 }
 
-/// Without what only a daemon could serve: the control socket that it passes, the files
+/// Without what only a daemon could serve: the monitors that it passes, the files
 /// that it opens, the tap that it makes, and the order to wait for it.
 fn unattended(words: Vec<String>, given: &dyn Fn(&str) -> String) -> Vec<String> {
     let mut kept = Vec::new();
@@ -170,7 +170,7 @@ fn unattended(words: Vec<String>, given: &dyn Fn(&str) -> String) -> Vec<String>
             "-chardev" | "-netdev" => {
                 let value = words.next().expect("an option has a value");
                 match value.as_str() {
-                    value if value.starts_with("socket,id=control") => {}
+                    value if is_monitor(value) => {}
                     value if value.starts_with("tap,id=net") => {
                         kept.extend([word, "user,id=net".to_owned()]);
                     }
@@ -181,6 +181,12 @@ fn unattended(words: Vec<String>, given: &dyn Fn(&str) -> String) -> Vec<String>
         }
     }
     kept
+}
+
+/// Whether a character device is one of QEMU's two monitors.
+fn is_monitor(device: &str) -> bool {
+    let mut ids = ["control", "halts"].iter();
+    ids.any(|id| device.starts_with(&format!("socket,id={id},")))
 }
 
 fn spawn(words: &[String]) -> Child {
