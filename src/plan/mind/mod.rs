@@ -16,6 +16,7 @@ mod pulls;
 mod queries;
 mod recover;
 mod resolve;
+mod saves;
 mod say;
 mod sizes;
 mod wishes;
@@ -164,7 +165,7 @@ impl Mind {
             Event::Shutdown => self.shut_down(),
         }
         self.exit_when_idle();
-        std::mem::take(&mut self.out)
+        saves::joined(std::mem::take(&mut self.out))
     }
 
     fn request(&mut self, waiter: Waiter, request: Request) {

@@ -18,6 +18,25 @@ fn create_and_start_leads_to_a_running_vm_with_a_lease() {
 }
 
 #[test]
+fn what_goes_on_to_a_start_is_saved_once_before_it() {
+    let phases = |desk: &Desk| -> Vec<Phase> {
+        let rows = desk.rows.iter().map(|change| match change {
+            RowChange::PutVm(row) => row.phase,
+            other => panic!("{other:?}"),
+        });
+        rows.collect()
+    };
+    let mut desk = Desk::new(stocked());
+    desk.ask(1, create("dev", Removal::Keep));
+    use Phase as P;
+    assert_eq!(phases(&desk), [P::Creating, P::Starting, P::Running]);
+    desk.rows.clear();
+    let target = target("dev");
+    desk.ask(1, Request::Restart { target });
+    assert_eq!(phases(&desk), [P::Stopping, P::Starting, P::Running]);
+}
+
+#[test]
 fn clock_that_is_set_back_changes_nothing_but_the_times() {
     let mut desk = Desk::new(stocked());
     desk.ask(1, create("dev", Removal::Keep));
