@@ -209,6 +209,26 @@ fn options_that_exclude_each_other_are_refused_with_two() {
     refused(&banger, &["vm", "exec", "dev", "-t", "-T", "--", "ls"], 2);
     refused(&banger, &["vm", "exec", "dev"], 2);
     refused(&banger, &["vm", "shell", "dev", "-t", "-T"], 2);
+    refused(&banger, &["vm", "shell", "dev", "-it", "-T"], 2);
+}
+
+#[test]
+fn the_switches_of_an_interactive_session_are_taken_as_other_tools_take_them() {
+    let banger = Banger::new();
+    for words in [
+        &["vm", "exec", "-it", "dev", "sh"][..],
+        &["vm", "exec", "-i", "dev", "--", "sh"],
+        &["vm", "shell", "-ti", "dev"],
+    ] {
+        let ran = banger.run(words);
+        assert_eq!(ran.code(), Some(125), "{words:?}: {ran:?}");
+        assert!(ran.error().contains("dev"), "{words:?}: {ran:?}");
+    }
+    for command in ["run", "exec", "shell"] {
+        let help = banger.ok(&["vm", command, "--help"]);
+        assert!(help.contains("-i, --interactive"), "{help}");
+        assert!(help.contains("`-it` means what"), "{help}");
+    }
 }
 
 #[test]

@@ -77,8 +77,16 @@ fn exec_allocates_a_terminal_when_both_ends_are_one() {
     // Not with pipes, unless it is forced.
     let ran = banger.run(&in_shell("a", "test -t 1"));
     assert_eq!(ran.code(), Some(1), "{ran:?}");
-    let ran = banger.run(&["vm", "exec", "-t", "a", "--", "sh", "-c", "test -t 1"]);
-    assert_eq!(ran.code(), Some(0), "{ran:?}");
+    for switches in ["-t", "-it", "-ti"] {
+        let ran = banger.run(&["vm", "exec", switches, "a", "sh", "-c", "test -t 1"]);
+        assert_eq!(ran.code(), Some(0), "{switches}: {ran:?}");
+    }
+    // Input is passed on with `-i` and without.
+    for command in [&["-i", "a", "cat"][..], &["a", "cat"]] {
+        let command = [&["vm", "exec"], command].concat();
+        let ran = banger.run_with_input(&command, b"typed".to_vec());
+        assert_eq!(ran.text(), "typed", "{ran:?}");
+    }
 }
 
 #[test]

@@ -299,13 +299,10 @@ impl<'a> Walk<'a> {
             _ => (word, None),
         };
         let Some(flag) = find_flag(self.node, name) else {
-            return Err(self.unknown_option(name));
+            let mut joined = self.joined_switches(word)?.into_iter();
+            return joined.try_for_each(|switch| self.note(switch));
         };
-        if self.seen.contains(&flag.long) && flag.optionality != Optionality::Repeating {
-            return Err(self.usage(format!("option `{}` is given twice", flag.long), None));
-        }
-        self.seen.push(flag.long);
-        self.words.push(flag.long.to_owned());
+        self.note(flag)?;
         match (takes_value(flag), joined) {
             (false, None) => Ok(()),
             (false, Some(_)) => {
@@ -321,10 +318,33 @@ impl<'a> Walk<'a> {
         }
     }
 
+    fn note(&mut self, flag: &FlagInfo<'static>) -> Result<(), Failure> {
+        if self.seen.contains(&flag.long) && flag.optionality != Optionality::Repeating {
+            return Err(self.usage(format!("option `{}` is given twice", flag.long), None));
+        }
+        self.seen.push(flag.long);
+        self.words.push(flag.long.to_owned());
+        Ok(())
+    }
+
+    /// `-it` is `-i -t`: letters may be joined where each is a switch. One with a value
+    /// stands alone, or a mistyped `-memory` would mean something.
+    fn joined_switches(&self, word: &str) -> Result<Vec<&'a FlagInfo<'static>>, Failure> {
+        let node = self.node;
+        let switch = |letter: char| {
+            let flag = find_flag(node, &format!("-{letter}"));
+            flag.filter(|flag| !takes_value(flag))
+        };
+        let letters = word.trim_start_matches('-');
+        let switches: Option<Vec<_>> = letters.chars().map(switch).collect();
+        let switches = switches.filter(|_| !word.starts_with("--"));
+        switches.ok_or_else(|| self.unknown_option(word))
+    }
+
     fn unknown_option(&self, name: &str) -> Failure {
         let mut flags = self.node.flags.iter().filter(|flag| !flag.hidden);
         let letters: Vec<char> = name.trim_start_matches('-').chars().collect();
-        // `-it`, `-abc`: letters cannot be joined; offer the first one that exists.
+        // `-tx`: not all are switches; offer the first one that exists.
         let joined = !name.starts_with("--") && letters.len() <= 3;
         let short = joined.then(|| {
             let known = |letter: &char| flags.clone().any(|flag| flag.short == Some(*letter));
@@ -446,7 +466,27 @@ mod tests {
         assert!(refusal("vn run").contains("banger vm"));
         assert!(refusal("vm run --memry 1G").contains("--memory"));
         assert!(refusal("vm run -memory 1G").contains("--memory"));
-        assert!(refusal("vm exec -it dev ls").contains("`-t`"));
+        assert!(refusal("vm exec -tx dev ls").contains("`-t`"));
+    }
+
+    #[test]
+    fn letters_of_switches_may_be_joined() {
+        for joined in ["-it", "-ti", "-i -t"] {
+            let (before, guest) = words(&format!("vm exec {joined} dev sh -it"));
+            let mut before: Vec<&str> = before.split(' ').collect();
+            before.sort_unstable();
+            assert_eq!(before, ["--interactive", "--tty", "dev", "exec", "vm"]);
+            assert_eq!(guest.unwrap(), "sh -it");
+        }
+        assert_eq!(
+            words("vm run -dit .").0,
+            "vm run --detach --interactive --tty ."
+        );
+        assert!(refusal("vm exec -tit dev ls").contains("given twice"));
+        assert!(refusal("vm exec --it dev ls").contains("no option `--it`"));
+        assert!(refusal("vm exec -ie A=1 dev ls").contains("no option `-ie`"));
+        assert!(refusal("vm exec -it=1 dev ls").contains("no option `-it=1`"));
+        assert!(refusal("vm exec -ih dev ls").contains("no option `-ih`"));
     }
 
     #[test]

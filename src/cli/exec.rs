@@ -22,6 +22,9 @@ macro_rules! session_command {
             /// directory to run in; otherwise that of the sandbox, which is the repository if it has one
             #[argh(option, short = 'w', arg_name = "directory")]
             pub workdir: Option<GuestDirectory>,
+            /// pass standard input on, which is done in any case: `-it` means what `-t` means
+            #[argh(switch, short = 'i')]
+            pub interactive: bool,
             /// allocate a terminal in any case
             #[argh(switch, short = 't')]
             pub tty: bool,

@@ -153,6 +153,9 @@ vm_command! {
         /// leave it running in the background and print its name
         #[argh(switch, short = 'd')]
         pub detach: bool,
+        /// pass standard input on, which is done in any case: `-it` means what `-t` means
+        #[argh(switch, short = 'i')]
+        pub interactive: bool,
         /// allocate a terminal in any case
         #[argh(switch, short = 't')]
         pub tty: bool,
