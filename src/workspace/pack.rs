@@ -192,14 +192,12 @@ fn add_folder<W: Write>(
     root: &Path,
     folder: &Path,
 ) -> Result<(), Failure> {
-    let failed = |error: io::Error| {
-        Failure::failed(format!("pack {}", root.join(folder).display())).because(error)
-    };
+    let full = root.join(folder);
     add_empty(archive, root, folder)?;
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(root.join(folder)).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let kind = entry.file_type().map_err(failed)?;
+    for entry in std::fs::read_dir(&full).map_err(unpacked(&full))? {
+        let entry = entry.map_err(unpacked(&full))?;
+        let kind = entry.file_type().map_err(unpacked(&full))?;
         names.push((entry.file_name(), kind.is_dir()));
     }
     names.sort();
@@ -218,14 +216,17 @@ fn add_empty<W: Write>(
     root: &Path,
     folder: &Path,
 ) -> Result<(), Failure> {
-    let failed = |error: io::Error| {
-        Failure::failed(format!("pack {}", root.join(folder).display())).because(error)
-    };
-    let made = std::fs::metadata(root.join(folder)).map_err(failed)?;
+    let full = root.join(folder);
+    let made = std::fs::metadata(&full).map_err(unpacked(&full))?;
     let mut header = header(EntryType::Directory, 0o755, made.mtime());
     archive
         .append_data(&mut header, folder, io::empty())
-        .map_err(failed)
+        .map_err(unpacked(&full))
+}
+
+/// What to say of a file or folder that cannot go along.
+fn unpacked(path: &Path) -> impl Fn(io::Error) -> Failure {
+    move |error| Failure::failed(format!("pack {}", path.display())).because(error)
 }
 
 fn header(kind: EntryType, mode: u32, modified: i64) -> Header {
@@ -243,19 +244,18 @@ fn header(kind: EntryType, mode: u32, modified: i64) -> Header {
 /// if it had been deleted before.
 fn add<W: Write>(archive: &mut tar::Builder<W>, root: &Path, path: &Path) -> Result<(), Failure> {
     let full = root.join(path);
-    let failed =
-        |error: io::Error| Failure::failed(format!("pack {}", full.display())).because(error);
+    let failed = unpacked(&full);
     let found = match std::fs::symlink_metadata(&full) {
         Ok(found) => found,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed(error)),
     };
     if found.is_symlink() {
-        let target = std::fs::read_link(&full).map_err(failed)?;
+        let target = std::fs::read_link(&full).map_err(&failed)?;
         let mut header = header(EntryType::Symlink, 0o777, found.mtime());
         return archive
             .append_link(&mut header, path, target)
-            .map_err(failed);
+            .map_err(&failed);
     }
     // NOFOLLOW and NONBLOCK: what is no regular file any more is not waited for.
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
@@ -263,8 +263,8 @@ fn add<W: Write>(archive: &mut tar::Builder<W>, root: &Path, path: &Path) -> Res
         .read(true)
         .custom_flags(flags.bits() as i32)
         .open(&full)
-        .map_err(failed)?;
-    let found = file.metadata().map_err(failed)?;
+        .map_err(&failed)?;
+    let found = file.metadata().map_err(&failed)?;
     if !found.is_file() {
         return Ok(());
     }
@@ -276,7 +276,7 @@ fn add<W: Write>(archive: &mut tar::Builder<W>, root: &Path, path: &Path) -> Res
     };
     archive
         .append_data(&mut header, path, content)
-        .map_err(failed)
+        .map_err(&failed)
 }
 
 /// A file as long as its header says, whatever happens to it meanwhile: cut when it
