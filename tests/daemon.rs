@@ -7,6 +7,7 @@ mod support;
 use std::path::Path;
 
 use serde_json::Value;
+use support::output::{ends_quietly_unread, fails_unwritable};
 use support::{Banger, is_root, skip};
 
 /// Begins a store as the program makes it, and ends its daemon.
@@ -198,4 +199,27 @@ fn a_daemon_on_the_network_of_another_says_which_settings_tell_them_apart() {
         line.contains("network.subnet") && line.contains("network.bridge"),
         "{line}"
     );
+}
+
+#[test]
+fn output_that_cannot_be_written_is_a_failure_and_an_unread_one_a_quiet_end() {
+    let banger = Banger::new();
+    banger.ok(&["vm", "list"]);
+    for words in [
+        "vm run --help",
+        "version",
+        "vm list --json",
+        "image list",
+        "image list --json",
+        "kernel list",
+        "kernel list --json",
+        "config show",
+        "config get vm_defaults.nat",
+        "daemon status",
+        "store check",
+        "store export --json",
+    ] {
+        fails_unwritable(&banger, words, 1);
+        ends_quietly_unread(&banger, words);
+    }
 }

@@ -9,6 +9,7 @@ use rustix::process::Signal;
 use sha2::{Digest, Sha256};
 use support::census::Census;
 use support::events::{ask_until, wait_for_folder};
+use support::output::{self, ends_quietly_unread, fails_unwritable};
 use support::running::Running;
 use support::{Banger, COMMAND_DEADLINE, DEADLINE, binary, in_shell};
 
@@ -277,4 +278,26 @@ fn ten_runs_at_once_have_their_own_output_and_leave_nothing() {
     }
     assert_eq!(banger.ok(&["vm", "list", "--quiet"]), "");
     assert_eq!(before.changes(&Census::take(&banger)), [""; 0]);
+}
+
+#[test]
+fn output_of_a_command_that_cannot_be_written_is_our_failure() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.boot("a");
+    fails_unwritable(&banger, "vm exec a -- echo hello", 125);
+    let quiet = output::led(&banger, "vm exec a -- true", ">&-");
+    assert_eq!(quiet.status.code(), Some(0), "{quiet:?}");
+    for words in [
+        "vm list --quiet",
+        "vm show a",
+        "vm show a --json",
+        "image show debian-minimal",
+        "kernel show debian-6.1-cloud",
+    ] {
+        fails_unwritable(&banger, words, 1);
+        ends_quietly_unread(&banger, words);
+    }
+    let run = format!("vm run --rm --image {IMAGE} -- uname");
+    fails_unwritable(&banger, &run, 125);
+    assert_eq!(banger.ok(&["vm", "list", "--quiet"]), "a");
 }

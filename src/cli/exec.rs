@@ -10,6 +10,7 @@ use super::terminal::{self, Allocate, RawMode};
 use super::values::{EnvPair, GuestDirectory, environment};
 use crate::failure::Failure;
 use crate::proto::agent::Exec;
+use crate::sys::closed_output;
 
 macro_rules! session_command {
     ($(#[$attribute:meta])* $type:ident) => {
@@ -140,7 +141,7 @@ pub fn attach(stream: OwnedFd, mut exec: Exec) -> Result<u8, OwnFailure> {
     let ends = Ends {
         stream,
         input: Some(duplicate(std::io::stdin().as_fd()).map_err(failed)?),
-        output: duplicate(std::io::stdout().as_fd()).map_err(failed)?,
+        output: standard_output().map_err(failed)?,
         error_output: duplicate(std::io::stderr().as_fd()).map_err(failed)?,
         signals,
     };
@@ -148,6 +149,15 @@ pub fn attach(stream: OwnedFd, mut exec: Exec) -> Result<u8, OwnFailure> {
     let outcome = session::run(ends, exec);
     drop(raw);
     outcome
+}
+
+/// One that cannot be written to where ours was closed: what the command says is then an
+/// error, and a command that says nothing succeeds.
+fn standard_output() -> std::io::Result<OwnedFd> {
+    match closed_output::was_closed() {
+        true => std::fs::File::open("/dev/null").map(OwnedFd::from),
+        false => duplicate(std::io::stdout().as_fd()),
+    }
 }
 
 fn duplicate(descriptor: std::os::fd::BorrowedFd<'_>) -> std::io::Result<OwnedFd> {

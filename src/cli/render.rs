@@ -6,9 +6,11 @@
 
 use std::io::{BufRead, ErrorKind, IsTerminal, Write};
 
+use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::failure::Failure;
+use crate::sys::closed_output;
 
 /// Where text goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +71,10 @@ pub fn json<T: Serialize>(value: &T) {
 }
 
 fn write(mut stream: impl Write, bytes: &[u8]) {
-    let written = stream.write_all(bytes).and_then(|()| stream.flush());
+    let written = match closed_output::was_closed() {
+        true => Err(Errno::BADF.into()),
+        false => stream.write_all(bytes).and_then(|()| stream.flush()),
+    };
     match written {
         Ok(()) => {}
         Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),

@@ -4,6 +4,8 @@
 #[allow(unsafe_code)]
 pub mod birth;
 #[allow(unsafe_code)]
+pub mod closed_output;
+#[allow(unsafe_code)]
 pub mod descriptors;
 #[allow(unsafe_code)]
 pub mod dm;

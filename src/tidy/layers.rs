@@ -78,6 +78,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "store::copy",
             "store::export",
             "host::layout",
+            "sys::closed_output",
             "sys::session",
             "workspace",
         ],
