@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -50,6 +51,11 @@ impl Drop for User {
         self.run("bin/banger daemon stop");
         for pid in processes_that_mention(std::slice::from_ref(&self.home)) {
             kill_and_wait(pid);
+        }
+        // Without a session of its own it has its sockets in /tmp.
+        if let Ok(home) = std::fs::metadata(&self.home) {
+            let runtime = format!("/tmp/banger-runtime-{}", home.uid());
+            std::fs::remove_dir_all(runtime).ok();
         }
         Command::new("userdel")
             .args(["--remove", USER])

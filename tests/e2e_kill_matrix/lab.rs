@@ -186,6 +186,14 @@ impl Lab {
     }
 }
 
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // What a failed test armed would meet the deletion of its VM, too.
+        self.point.clear();
+        self.disk.free();
+    }
+}
+
 /// Other daemons on this machine have control groups and loop devices too; logs of a VM
 /// stay with it.
 fn is_ours(line: &str, id: &str, state: &str) -> bool {

@@ -106,7 +106,7 @@ fn names_in(folder: &Path) -> Vec<String> {
 }
 
 /// Of this network namespace, as /sys/class/net need not be.
-fn links() -> Vec<String> {
+pub fn links() -> Vec<String> {
     let table = fs::read_to_string("/proc/net/dev").expect("proc is mounted");
     let names = table.lines().filter_map(|line| line.split_once(':'));
     names.map(|(name, _)| name.trim().to_owned()).collect()

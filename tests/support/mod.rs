@@ -12,6 +12,8 @@
 //! | [`fail_point::FailPoint`] | interrupts the daemon at a named place |
 //! | [`disk::SmallDisk`] | a disk to fill |
 //! | [`namespace::Namespace`] | a network of a test's own |
+//! | [`network`] | the bridge and tables go with the last daemon that used them |
+//! | [`output`] | commands whose output cannot be written |
 //! | [`frame::Envelope`] | frames written byte by byte |
 //! | [`inside::Inside`] | tests of this very binary, run again inside a guest |
 //! | [`image::add`] | an image of a test's own |
@@ -34,6 +36,8 @@ pub mod frame;
 pub mod image;
 pub mod inside;
 pub mod namespace;
+pub mod network;
+pub mod output;
 pub mod running;
 pub mod seed;
 pub mod terminal;
@@ -87,6 +91,7 @@ pub struct Banger {
     state: PathBuf,
     cache: PathBuf,
     program: PathBuf,
+    network: network::Use,
     /// More variables for every command.
     variables: Vec<(&'static str, PathBuf)>,
 }
@@ -157,6 +162,7 @@ impl Banger {
             room,
             cache,
             program: binary(),
+            network: network::Use::begin(),
             variables: Vec::new(),
         }
     }
@@ -183,8 +189,15 @@ impl Banger {
 
     /// A command of the binary with these arguments and nothing of our environment.
     pub fn command<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Command {
-        let mut command = Command::new(&self.program);
-        command.args(arguments).env_clear();
+        let mut command = self.command_of(&self.program);
+        command.args(arguments);
+        command
+    }
+
+    /// Another program, with the environment that a command of the binary has.
+    pub fn command_of<P: AsRef<OsStr>>(&self, program: P) -> Command {
+        let mut command = Command::new(program);
+        command.env_clear();
         command.current_dir(self.home()).stdin(Stdio::null());
         for (name, value) in self.environment() {
             command.env(name, value);
@@ -295,9 +308,12 @@ impl Banger {
 }
 
 impl Banger {
-    /// Ends all that works for these directories: its VMs, its daemon, what is left.
+    /// Ends all that works for these directories: its VMs, its daemon, what is left. A
+    /// daemon is started for it where a test has killed the last one above its VMs.
     pub fn end(&self) {
-        if self.daemon().is_some() {
+        let run_directories = std::fs::read_dir(self.runtime.join("vms"));
+        let has_vms = run_directories.is_ok_and(|mut vms| vms.next().is_some());
+        if has_vms || self.daemon().is_some() {
             let names = self.run(&["vm", "list", "--quiet"]).text();
             let names: Vec<&str> = names.split_whitespace().collect();
             if !names.is_empty() {
@@ -314,6 +330,7 @@ impl Banger {
 impl Drop for Banger {
     fn drop(&mut self) {
         self.end();
+        self.network.leave(self);
         if thread::panicking() {
             let log = std::fs::read_to_string(self.state().join("bangerd.log"));
             println!("bangerd.log:\n{}", log.unwrap_or_default());
