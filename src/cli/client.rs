@@ -4,6 +4,11 @@
 //! Closing the connection cancels the request, so Ctrl-C needs nothing of ours: the
 //! process ends and the kernel closes. What is left of a connection after the last
 //! line is kept by [`Answer`], because a `vm run --rm` lives by it.
+//!
+//! A daemon that is being killed may still take a connection. Whether it read the request
+//! is known for sure: the kernel ends a connection whose other side had something left to
+//! read with ECONNRESET (`unix_release_sock` in Linux), and one that was read to the end
+//! without. What nobody heard is asked again.
 
 use std::io::{self, ErrorKind, IoSliceMut, Write};
 use std::mem::MaybeUninit;
@@ -17,6 +22,9 @@ use crate::failure::{Failure, FailureKind};
 use crate::proto::reply::{Line, Progress, Reply};
 use crate::proto::request::{Call, PROTOCOL_VERSION, Request};
 
+/// How often a request that nobody heard is asked: a dying daemon's connections may end
+/// before the socket that it takes them on.
+const ATTEMPTS: usize = 3;
 /// Longest line that is believed of a daemon, bytes.
 const MAX_LINE: usize = 64 * 1024 * 1024;
 
@@ -73,16 +81,33 @@ impl AsFd for Asked {
     }
 }
 
-/// Asks on a connection and waits for the last line.
+/// Asks on a connection and waits for the last line; on another connection if the daemon
+/// went away before it had read what was asked.
 ///
 /// # Errors
-/// What the daemon answered, or that it went away.
+/// No connection, what the daemon answered, or that it went away.
 pub fn ask(
-    stream: UnixStream,
-    request: Request,
-    on_progress: impl FnMut(&Progress),
+    mut connect: impl FnMut() -> Result<UnixStream, Failure>,
+    request: &Request,
+    mut on_progress: impl FnMut(&Progress),
 ) -> Result<Answer, Failure> {
-    begin(stream, request).answer(on_progress)
+    let mut left = ATTEMPTS;
+    loop {
+        left -= 1;
+        match begin(connect()?, request.clone()).outcome(&mut on_progress) {
+            Err(Unanswered::Unheard(_)) if left > 0 => {}
+            Err(Unanswered::Unheard(failure) | Unanswered::Failed(failure)) => return Err(failure),
+            Ok(answer) => return Ok(answer),
+        }
+    }
+}
+
+/// Why there is no answer.
+enum Unanswered {
+    /// The daemon went away before it had read the request: nothing of it was done.
+    Unheard(Failure),
+    /// What the daemon answered, or that it went away later.
+    Failed(Failure),
 }
 
 /// Asks on a connection.
@@ -104,17 +129,26 @@ impl Asked {
     /// # Errors
     /// What the daemon answered, or that it went away.
     pub fn answer(self, mut on_progress: impl FnMut(&Progress)) -> Result<Answer, Failure> {
+        self.outcome(&mut on_progress)
+            .map_err(|unanswered| match unanswered {
+                Unanswered::Unheard(failure) | Unanswered::Failed(failure) => failure,
+            })
+    }
+
+    fn outcome(self, on_progress: &mut impl FnMut(&Progress)) -> Result<Answer, Unanswered> {
         let Asked { stream, written } = self;
         let mut lines = Lines::new(&stream);
+        let mut heard = false;
         loop {
             let line = match lines.next() {
                 Ok(Some(line)) => line,
-                Ok(None) => return Err(lost(written.err())),
-                Err(error) => return Err(lost(Some(error))),
+                Ok(None) => return Err(gone(written.err(), heard)),
+                Err(error) => return Err(gone(Some(error), heard)),
             };
+            heard = true;
             match serde_json::from_slice(&line) {
                 Ok(Line::Progress(progress)) => on_progress(&progress),
-                Ok(Line::Failed(failure)) => return Err(failure.into()),
+                Ok(Line::Failed(failure)) => return Err(Unanswered::Failed(failure.into())),
                 Ok(Line::Done(reply)) => {
                     let descriptor = lines.descriptor.take();
                     return Ok(Answer {
@@ -124,12 +158,28 @@ impl Asked {
                     });
                 }
                 Err(error) => {
-                    return Err(Failure::failed("read the answer of bangerd")
+                    let failure = Failure::failed("read the answer of bangerd")
                         .because(error)
-                        .hint("It may be of another version: `banger daemon stop` lets the next command start its own. VMs keep running."));
+                        .hint("It may be of another version: `banger daemon stop` lets the next command start its own. VMs keep running.");
+                    return Err(Unanswered::Failed(failure));
                 }
             }
         }
+    }
+}
+
+/// Without an answer to the end. A request that was not written to its end, or not read to
+/// its end, is a line without its end: nobody carried it out.
+fn gone(error: Option<io::Error>, heard: bool) -> Unanswered {
+    let cut = |error: &io::Error| {
+        matches!(
+            error.kind(),
+            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+        )
+    };
+    match !heard && error.as_ref().is_some_and(cut) {
+        true => Unanswered::Unheard(lost(error)),
+        false => Unanswered::Failed(lost(error)),
     }
 }
 
@@ -227,6 +277,14 @@ mod tests {
         ours
     }
 
+    /// Asks on one connection; there is no second.
+    fn ask_on(stream: UnixStream, on_progress: impl FnMut(&Progress)) -> Result<Answer, Failure> {
+        let mut only = Some(stream);
+        let none = || Failure::bug("a second connection");
+        let connect = || only.take().ok_or_else(none);
+        ask(connect, &Request::Status {}, on_progress)
+    }
+
     fn read_call(stream: &UnixStream) -> Call {
         let mut line = String::new();
         BufReader::new(stream).read_line(&mut line).unwrap();
@@ -257,7 +315,7 @@ mod tests {
             }
         });
         let mut stages = Vec::new();
-        let answer = ask(stream, Request::Status {}, |p| stages.push(p.stage.clone())).unwrap();
+        let answer = ask_on(stream, |p| stages.push(p.stage.clone())).unwrap();
         assert_eq!(answer.reply, Reply::Ok {});
         assert_eq!(stages, ["boot"]);
     }
@@ -271,7 +329,7 @@ mod tests {
             let line = b"{\"done\":{\"is\":\"dialed\",\"id\":\"0a000001\",\"name\":\"dev\"}}\n";
             send_with(&stream, line, &read);
         });
-        let answer = ask(stream, Request::Status {}, |_| {}).unwrap();
+        let answer = ask_on(stream, |_| {}).unwrap();
         let mut file = std::fs::File::from(answer.descriptor.unwrap());
         let mut text = String::new();
         file.read_to_string(&mut text).unwrap();
@@ -285,7 +343,7 @@ mod tests {
             let line = "{\"failed\":{\"kind\":\"not_found\",\"what\":\"no vm\",\"hint\":\"h\",\"causes\":[\"c\"]}}\n";
             stream.write_all(line.as_bytes()).unwrap();
         });
-        let failure = ask(stream, Request::Status {}, |_| {}).unwrap_err();
+        let failure = ask_on(stream, |_| {}).unwrap_err();
         let expected = Failure::not_found("no vm").hint("h").because("c");
         assert_eq!(failure, expected);
     }
@@ -293,8 +351,48 @@ mod tests {
     #[test]
     fn a_daemon_that_goes_away_is_unreachable() {
         let stream = serve(|stream| drop(read_call(&stream)));
-        let failure = ask(stream, Request::Status {}, |_| {}).unwrap_err();
+        let failure = ask_on(stream, |_| {}).unwrap_err();
         assert_eq!(failure.kind, FailureKind::Unreachable);
+    }
+
+    #[test]
+    fn what_a_dying_daemon_did_not_read_is_asked_of_the_next_one() {
+        let mut daemons = [deaf(), serve(overhear), serve(answer_ok)].into_iter();
+        let connect = || Ok(daemons.next().unwrap());
+        let answer = ask(connect, &Request::VmList {}, |_| {}).unwrap();
+        assert_eq!(answer.reply, Reply::Ok {});
+    }
+
+    #[test]
+    fn daemons_that_all_die_are_not_asked_for_ever() {
+        let mut asked = 0;
+        let connect = || {
+            asked += 1;
+            Ok(deaf())
+        };
+        let failure = ask(connect, &Request::VmList {}, |_| {}).unwrap_err();
+        assert_eq!((failure.kind, asked), (FailureKind::Unreachable, ATTEMPTS));
+    }
+
+    /// A listener that dies with a connection that it never took.
+    fn deaf() -> UnixStream {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("bangerd.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let stream = connect(&socket).unwrap().unwrap();
+        drop(listener);
+        stream
+    }
+
+    /// Dies when a request has come, without having read it.
+    fn overhear(stream: UnixStream) {
+        let flags = RecvFlags::PEEK;
+        rustix::net::recv(&stream, &mut [0_u8; 1], flags).unwrap();
+    }
+
+    fn answer_ok(mut stream: UnixStream) {
+        read_call(&stream);
+        stream.write_all(b"{\"done\":{\"is\":\"ok\"}}\n").unwrap();
     }
 
     #[test]

@@ -85,7 +85,12 @@ impl Context {
 
     /// Asks the daemon, which is started if need be.
     pub fn ask(&self, request: Request) -> Result<Reply, Failure> {
-        Ok(client::ask(self.connect()?, request, |_| {})?.reply)
+        Ok(self.ask_with_descriptor(request)?.reply)
+    }
+
+    /// Asks the daemon for something that comes with its answer.
+    pub fn ask_with_descriptor(&self, request: Request) -> Result<Answer, Failure> {
+        client::ask(|| self.connect(), &request, |_| {})
     }
 
     /// Asks the daemon and shows the stages of the work.
@@ -96,8 +101,7 @@ impl Context {
 
     /// Asks the daemon and keeps the connection.
     pub fn ask_keeping(&self, request: Request, stages: &mut Stages) -> Result<Answer, Failure> {
-        let stream = self.connect()?;
-        let answer = client::ask(stream, request, |progress| stages.show(progress));
+        let answer = client::ask(|| self.connect(), &request, |p| stages.show(p));
         stages.clear();
         answer
     }
@@ -110,15 +114,16 @@ impl Context {
     /// The same with what came along.
     pub fn ask_running_keeping(&self, request: Request) -> Result<Answer, Failure> {
         let socket = self.layout()?.daemon_socket();
-        let stream = client::connect(&socket)?.ok_or_else(|| {
+        let nobody = || {
             let what = format!(
                 "bangerd does not run: nobody listens on {}",
                 socket.display()
             );
             Failure::new(FailureKind::Unreachable, what)
                 .hint("Any command that needs it starts it, such as `banger vm list`.")
-        })?;
-        client::ask(stream, request, |_| {})
+        };
+        let connect = || client::connect(&socket)?.ok_or_else(nobody);
+        client::ask(connect, &request, |_| {})
     }
 
     /// Asks several things at once, each on a connection of its own; answers in order.
@@ -162,7 +167,7 @@ impl Context {
     /// Connects to the agent of a running VM.
     pub fn dial(&self, reference: &str) -> Result<OwnedFd, Failure> {
         let vm = reference.to_owned();
-        let answer = client::ask(self.connect()?, Request::VmDial { vm }, |_| {})?;
+        let answer = self.ask_with_descriptor(Request::VmDial { vm })?;
         match (answer.reply, answer.descriptor) {
             (Reply::Dialed { .. }, Some(stream)) => Ok(stream),
             (other, _) => Err(unexpected("vm_dial", &other)),

@@ -51,7 +51,7 @@ impl VmLogs {
             vm: self.name.clone(),
             log,
         };
-        let answer = client::ask(connect_or_start(&context.layout()?)?, request, |_| {})?;
+        let answer = context.ask_with_descriptor(request)?;
         let (path, live, descriptor) = match (answer.reply, answer.descriptor) {
             (Reply::Log { path, live }, Some(descriptor)) => (path, live, descriptor),
             (other, _) => return Err(unexpected("vm_open_log", &other)),
