@@ -34,6 +34,7 @@ fn main() {
     start(&banger);
     banger.boot("a");
     exec(&banger);
+    processes(&banger);
     banger.ok(&["vm", "delete", "a"]);
     delete(&banger);
     idle(&banger);
@@ -105,6 +106,32 @@ fn exec(banger: &Banger) {
         "  so the host's share",
         milliseconds(ours)
     );
+}
+
+/// A hundred processes in the guest, with the addresses that it is started with and with
+/// random ones: what an emulator translates anew shows here.
+fn processes(banger: &Banger) {
+    let setting = "/proc/sys/kernel/randomize_va_space";
+    let started_with = banger.exec("a", &["cat", setting]);
+    let hundred = || {
+        banger.exec(
+            "a",
+            &["sh", "-c", "for i in $(seq 100); do /bin/true; done"],
+        );
+    };
+    let set = |value: &str| {
+        let write = format!("echo {value} > {setting}");
+        banger.exec("a", &["sh", "-c", &write]);
+    };
+    let (mut ours, mut random) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        set(started_with.trim());
+        ours.push(time(hundred));
+        set("2");
+        random.push(time(hundred));
+    }
+    row("100 processes in the guest", &Times::of(ours));
+    row("  with random addresses", &Times::of(random));
 }
 
 fn delete(banger: &Banger) {
