@@ -7,6 +7,7 @@ mod support;
 use std::path::Path;
 
 use serde_json::Value;
+use support::disk::SmallDisk;
 use support::output::{ends_quietly_unread, fails_unwritable};
 use support::{Banger, is_root, skip};
 
@@ -174,7 +175,77 @@ fn a_second_daemon_says_that_there_is_one_and_ends_while_the_first_goes_on() {
     let said = second.error();
     assert!(said.contains("another bangerd has it open"), "{said}");
     assert!(said.contains("banger daemon stop"), "{said}");
+    let socket = banger.runtime().join("bangerd.sock");
+    let socket = format!("process {first}, which listens on {}", socket.display());
+    assert!(said.contains(&socket), "{said}");
     assert_eq!(banger.json(&["daemon", "status"])["pid"], first);
+}
+
+#[test]
+fn a_store_that_a_daemon_with_other_sockets_has_is_refused_with_the_way_to_that_one() {
+    let banger = Banger::new();
+    banger.ok(&["vm", "list"]);
+    let first = banger.json(&["daemon", "status"])["pid"].clone();
+    let elsewhere = banger.home().join("elsewhere");
+    let mut command = banger.command(&["vm", "list"]);
+    command.env("BANGER_RUNTIME_DIR", &elsewhere);
+    let second = command.output().unwrap();
+    assert_eq!(second.status.code(), Some(5), "{second:?}");
+    let said = String::from_utf8(second.stderr).unwrap();
+    assert!(said.contains(&format!("process {first}, ")), "{said}");
+    let runtime = banger.runtime().display();
+    let way_out = format!("`BANGER_RUNTIME_DIR={runtime} banger daemon stop`");
+    assert!(said.contains(&way_out), "{said}");
+}
+
+#[test]
+fn a_directory_that_cannot_be_used_is_named_with_the_cause_and_what_to_type() {
+    let banger = Banger::new();
+    let file = banger.home().join("file");
+    std::fs::write(&file, "").unwrap();
+    for (variable, name) in [
+        ("BANGER_STATE_DIR", "state directory"),
+        ("BANGER_CACHE_DIR", "cache directory"),
+    ] {
+        let below = file.join("below");
+        let mut command = banger.command(&["vm", "list"]);
+        let ran = command.env(variable, &below).output().unwrap();
+        assert_eq!(ran.status.code(), Some(3), "{ran:?}");
+        let said = String::from_utf8(ran.stderr).unwrap();
+        let what = format!("make {name} {}", below.display());
+        assert!(said.contains(&what), "{said}");
+        assert!(said.contains("Not a directory"), "{said}");
+        assert!(said.contains(&format!("`mv {}", file.display())), "{said}");
+        assert!(said.contains(variable), "{said}");
+    }
+    let mut set = banger.command(&["config", "set", "vm_defaults.vcpu", "2"]);
+    let ran = set.env("BANGER_CONFIG", file.join("c.toml")).output();
+    let said = String::from_utf8(ran.unwrap().stderr).unwrap();
+    let folder = format!("`ls -ld {}`", file.display());
+    assert!(said.contains(&folder), "{said}");
+    assert!(said.contains("BANGER_CONFIG"), "{said}");
+}
+
+#[test]
+fn a_directory_on_a_read_only_file_system_is_named_with_what_to_type() {
+    let name = "a_directory_on_a_read_only_file_system_is_named_with_what_to_type";
+    if !is_root() {
+        return skip(name, "needs root to mount one");
+    }
+    let disk = SmallDisk::mount(8);
+    disk.remount("ro");
+    let banger = Banger::with_state(&disk.path().join("state"));
+    let ran = banger.run(&["vm", "list"]);
+    assert_eq!(ran.code(), Some(3), "{ran:?}");
+    let said = ran.error();
+    let shown = disk.path().display();
+    assert!(
+        said.contains(&format!("state directory {shown}/state")),
+        "{said}"
+    );
+    assert!(said.contains("Read-only file system"), "{said}");
+    assert!(said.contains(&format!("`findmnt -T {shown}`")), "{said}");
+    assert!(said.contains("BANGER_STATE_DIR"), "{said}");
 }
 
 #[test]

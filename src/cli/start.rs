@@ -26,6 +26,7 @@ use rustix::pipe::PipeFlags;
 use super::{client, render};
 use crate::failure::{Failure, FailureKind};
 use crate::host::layout::Layout;
+use crate::host::layout::refused::Directory;
 use crate::proto::reply::{READY_LINE, READY_VARIABLE, WireFailure};
 use crate::sys::session::{ControllingTerminal, lead_session};
 
@@ -61,9 +62,12 @@ fn unreachable(what: String, error: &dyn std::fmt::Display) -> Failure {
 }
 
 fn prepare_directories(layout: &Layout) -> Result<(), Failure> {
-    for folder in [&layout.state, &layout.runtime] {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-        made.map_err(|error| unreachable(format!("make directory {}", folder.display()), &error))?;
+    for (directory, path) in layout.directories() {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+        made.map_err(|error| {
+            let what = format!("make {} {}", directory.name(), path.display());
+            unreachable(what, &error).hint(directory.way_out(path, &error))
+        })?;
     }
     check_owner(&layout.runtime)
 }
@@ -96,7 +100,10 @@ fn start_lock(layout: &Layout) -> Result<OwnedFd, Failure> {
         .truncate(false)
         .mode(0o600)
         .open(&path)
-        .map_err(|error| unreachable(what(), &error))?;
+        .map_err(|error| {
+            let way_out = Directory::Runtime.way_out(&path, &error);
+            unreachable(what(), &error).hint(way_out)
+        })?;
     loop {
         match rustix::fs::flock(&file, FlockOperation::LockExclusive) {
             Ok(()) => return Ok(file.into()),
@@ -146,20 +153,11 @@ fn start(layout: &Layout, log: &Path) -> Result<(), Failure> {
 
 /// The log is the first thing that is written: that its disk takes nothing is seen here.
 fn no_log(log: &Path, error: io::Error) -> Failure {
-    let folder = log.parent().unwrap_or(log).display();
-    let way_out = match error.kind() {
-        io::ErrorKind::ReadOnlyFilesystem => "is read-only: `dmesg` may say why",
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "is full: make room on it",
-        _ => return unreachable(format!("start bangerd: open {}", log.display()), &error),
-    };
-    Failure::new(
-        FailureKind::Storage,
-        format!("start bangerd: write its log {}", log.display()),
-    )
-    .because(error)
-    .hint(format!(
-        "The disk of {folder} {way_out}, or set BANGER_STATE_DIR to a directory elsewhere."
-    ))
+    let what = format!("start bangerd: write its log {}", log.display());
+    let way_out = Directory::State.way_out(log.parent().unwrap_or(log), &error);
+    Failure::new(FailureKind::Storage, what)
+        .because(error)
+        .hint(way_out)
 }
 
 fn spawn(log: &File, ready: &OwnedFd) -> io::Result<()> {

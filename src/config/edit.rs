@@ -27,9 +27,12 @@ pub fn set_in_file(path: &Path, name: &str, value: &str) -> Result<(), Failure> 
 }
 
 fn write_failure(path: &Path, error: &std::io::Error) -> Failure {
+    let folder = path.parent().unwrap_or(path).display();
     Failure::failed(format!("change configuration {}", path.display()))
         .because(error)
-        .hint("Set BANGER_CONFIG to a file that you can write.")
+        .hint(format!(
+            "It is written anew in {folder}, which must be a directory that you may write to (`ls -ld {folder}`); or set BANGER_CONFIG to a file elsewhere."
+        ))
 }
 
 /// The text with `name` set to `value`; `path` is for messages.

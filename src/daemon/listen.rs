@@ -9,37 +9,49 @@ use std::path::Path;
 use rustix::fs::Mode;
 
 use crate::failure::{Failure, FailureKind};
+use crate::host::layout::refused::Directory;
 
 /// Makes a directory of ours, 0700; an existing one must belong to `uid`, be no
 /// symlink and be closed to others.
 ///
 /// # Errors
 /// It cannot be made, or is not what it must be.
-pub fn private_directory(path: &Path, uid: u32) -> Result<(), Failure> {
-    let attempt = format!("make directory {}", path.display());
+pub fn private_directory(directory: Directory, path: &Path, uid: u32) -> Result<(), Failure> {
+    let attempt = format!("make {} {}", directory.name(), path.display());
+    let failed = |error: io::Error| {
+        let way_out = directory.way_out(path, &error);
+        storage(&attempt, &error).hint(way_out)
+    };
     let made = fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(path);
-    made.map_err(|error| storage(&attempt, &error))?;
-    let seen = fs::symlink_metadata(path).map_err(|error| storage(&attempt, &error))?;
+    made.map_err(failed)?;
+    let seen = fs::symlink_metadata(path).map_err(failed)?;
     if !seen.is_dir() || seen.uid() != uid {
-        return Err(Failure::new(
-            FailureKind::Denied,
-            format!(
-                "use directory {}: it is not a directory of uid {uid}",
-                path.display()
-            ),
-        )
-        .hint(
-            "Remove it, or set BANGER_RUNTIME_DIR and BANGER_STATE_DIR to directories of your own.",
-        ));
+        return Err(not_ours(directory, path, &seen, uid));
     }
     if seen.mode() & 0o077 != 0 {
         let closed = fs::set_permissions(path, fs::Permissions::from_mode(0o700));
-        closed.map_err(|error| storage(&attempt, &error))?;
+        closed.map_err(failed)?;
     }
     Ok(())
+}
+
+fn not_ours(directory: Directory, path: &Path, seen: &fs::Metadata, uid: u32) -> Failure {
+    let (variable, shown) = (directory.variable(), path.display());
+    let what = format!("use {} {shown}", directory.name());
+    let failure = Failure::new(FailureKind::Denied, what);
+    if !seen.is_dir() {
+        return failure
+            .because("it is not a directory")
+            .hint(format!("Set {variable} to a directory of your own."));
+    }
+    failure
+        .because(format!("it belongs to uid {}, and we are uid {uid}", seen.uid()))
+        .hint(format!(
+            "If it is meant for you, `sudo chown -R {uid} {shown}`; otherwise set {variable} to a directory of your own."
+        ))
 }
 
 fn storage(attempt: &str, error: &io::Error) -> Failure {
@@ -67,7 +79,10 @@ pub fn bind(path: &Path) -> Result<UnixListener, Failure> {
     let before = rustix::process::umask(Mode::from_raw_mode(0o177));
     let bound = UnixListener::bind(path);
     rustix::process::umask(before);
-    bound.map_err(|error| storage(&attempt, &error))
+    bound.map_err(|error| {
+        let way_out = Directory::Runtime.way_out(path, &error);
+        storage(&attempt, &error).hint(way_out)
+    })
 }
 
 /// Removes the socket's file at the daemon's end. The caller still listens on it: see
@@ -107,12 +122,14 @@ mod tests {
         let open = dir.path().join("open");
         fs::create_dir(&open).unwrap();
         fs::set_permissions(&open, fs::Permissions::from_mode(0o755)).unwrap();
-        private_directory(&open, uid).unwrap();
+        private_directory(Directory::State, &open, uid).unwrap();
         assert_eq!(fs::metadata(&open).unwrap().mode() & 0o777, 0o700);
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&open, &link).unwrap();
         assert_eq!(
-            private_directory(&link, uid).unwrap_err().kind,
+            private_directory(Directory::State, &link, uid)
+                .unwrap_err()
+                .kind,
             FailureKind::Denied
         );
     }

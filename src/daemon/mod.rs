@@ -6,6 +6,7 @@
 //!  shell      carries out actions
 //!  guests     listeners and watches of guests       guest   their conversations
 //!  jobs       pulls of images and kernels        base    whether those are whole
+//!  holder     who has the store that we may not open
 //!  holds      clients that outlive a daemon
 //!  repair     doctor --fix                  survey  what of ours is on this machine
 //!  clients    accepts                               connection  one client's lines
@@ -25,6 +26,7 @@ pub mod guest_config;
 pub mod guests;
 pub mod halts;
 pub mod hands;
+mod holder;
 mod holds;
 pub mod jobs;
 pub mod listen;
@@ -138,11 +140,12 @@ fn prepare(started: Instant) -> Result<Daemon, Failure> {
     // A guest's files and sockets are nobody else's business, whoever starts us.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let layout = Layout::from_environment(variable, own_uid)?;
-    for directory in [&layout.state, &layout.cache, &layout.runtime] {
-        listen::private_directory(directory, own_uid)?;
+    for (directory, path) in layout.directories() {
+        listen::private_directory(directory, path, own_uid)?;
     }
     // The store's lock makes us the only daemon here; the socket comes after it.
-    let (store, loaded) = Store::open(&layout.store())?;
+    let (store, loaded) =
+        Store::open(&layout.store()).map_err(|failure| holder::name_holder(failure, &layout))?;
     let socket = layout.daemon_socket();
     let listener = listen::bind(&socket)?;
     let wired = wire_up::wire_up(&layout, &config);

@@ -9,6 +9,8 @@
 //! `BANGER_STATE_DIR`, `BANGER_CACHE_DIR` and `BANGER_RUNTIME_DIR` override the XDG
 //! directories, so that several daemons live side by side.
 
+pub mod refused;
+
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +19,8 @@ use sha2::{Digest, Sha256};
 
 use crate::failure::Failure;
 use crate::model::ids::{ContentId, VmId};
+
+use refused::Directory;
 
 /// Longest path of a Unix socket, without the closing NUL (`sun_path` of unix(7) has 108 bytes).
 pub const SOCKET_PATH_LIMIT: usize = 107;
@@ -124,6 +128,15 @@ impl Layout {
     /// What bangerd logs when it was started by the command line.
     pub fn daemon_log(&self) -> PathBuf {
         self.state.join("bangerd.log")
+    }
+
+    /// The three directories, each with what it is for.
+    pub fn directories(&self) -> [(Directory, &Path); 3] {
+        [
+            (Directory::State, &self.state),
+            (Directory::Cache, &self.cache),
+            (Directory::Runtime, &self.runtime),
+        ]
     }
 
     /// The daemon's socket.
