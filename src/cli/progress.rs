@@ -1,5 +1,6 @@
-//! Live stages on standard error: one line that is rewritten on a terminal, a plain
-//! line for each stage otherwise.
+//! Live stages on standard error: one line that is rewritten on a terminal; otherwise, as
+//! in a log, a plain line for each stage and a few more within a long one. No clock of
+//! its own: a line is written only when the daemon tells of something.
 
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,12 @@ const REDRAW: Duration = Duration::from_millis(60);
 
 /// A request that takes longer than this is worth a line where there is no terminal.
 const SLOW: Duration = Duration::from_secs(3);
+
+/// A stage that lasts has a plain line this often.
+const REPEAT: Duration = Duration::from_secs(10);
+
+/// No plain line within a stage comes sooner after another than this.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// What is written where there is no terminal to rewrite a line on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +38,10 @@ pub struct Stages {
     plain: Plain,
     began: Instant,
     stage: String,
+    /// When the last line was written.
     drawn: Option<Instant>,
+    /// How many quarters of the stage that line told of.
+    quarters: u64,
 }
 
 impl Stages {
@@ -49,6 +59,7 @@ impl Stages {
             began: Instant::now(),
             stage: String::new(),
             drawn: None,
+            quarters: 0,
         }
     }
 
@@ -69,9 +80,20 @@ impl Stages {
                 let line = paint(Stream::Err, Paint::Dim, &line);
                 render::say_raw(&format!("\r\x1b[2K{line}"));
             }
-            None if fresh && self.is_worth_a_line() => render::say(&text(progress)),
+            None if self.is_worth_a_line() && (fresh || self.is_due(progress, Instant::now())) => {
+                self.drawn = Some(Instant::now());
+                self.quarters = quarters(progress);
+                render::say(&text(progress));
+            }
             Some(_) | None => {}
         }
+    }
+
+    /// Whether a stage that has its line already is to have another one.
+    fn is_due(&self, progress: &Progress, now: Instant) -> bool {
+        let Some(drawn) = self.drawn else { return true };
+        let since = now.saturating_duration_since(drawn);
+        since >= REPEAT || since >= PAUSE && quarters(progress) > self.quarters
     }
 
     fn is_worth_a_line(&self) -> bool {
@@ -131,6 +153,14 @@ fn share(current: Option<u64>, total: Option<u64>) -> Option<String> {
     }
 }
 
+/// How many quarters of the whole are done; 0 where the whole is not known.
+fn quarters(progress: &Progress) -> u64 {
+    match (progress.current, progress.total) {
+        (Some(current), Some(total)) if total > 0 => current.saturating_mul(4) / total,
+        _ => 0,
+    }
+}
+
 fn cut(text: &str, columns: usize) -> String {
     match text.chars().count() > columns {
         true => {
@@ -170,10 +200,35 @@ mod tests {
             began: Instant::now().checked_sub(ago).unwrap(),
             stage: String::new(),
             drawn: None,
+            quarters: 0,
         };
         assert!(stages(Plain::EachStage, Duration::ZERO).is_worth_a_line());
         assert!(!stages(Plain::WhenSlow, Duration::ZERO).is_worth_a_line());
         assert!(stages(Plain::WhenSlow, SLOW).is_worth_a_line());
+    }
+
+    #[test]
+    fn a_long_stage_has_a_line_each_quarter_and_every_ten_seconds_and_no_more() {
+        let drawn = Instant::now();
+        let stages = Stages {
+            live: None,
+            plain: Plain::EachStage,
+            began: drawn,
+            stage: "pull".to_owned(),
+            drawn: Some(drawn),
+            quarters: 1,
+        };
+        let due = |current, after| {
+            let progress = progress(Some(current), Some(100), "");
+            stages.is_due(&progress, drawn + Duration::from_millis(after))
+        };
+        assert!(!due(49, 9_999), "within the same quarter");
+        assert!(due(49, 10_000));
+        assert!(due(50, 1_000));
+        assert!(!due(50, 999), "too soon after the last line");
+        let unknown = progress(Some(1), None, "libc6");
+        assert!(!stages.is_due(&unknown, drawn + PAUSE));
+        assert!(stages.is_due(&unknown, drawn + REPEAT));
     }
 
     #[test]
