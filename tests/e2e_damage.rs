@@ -127,3 +127,40 @@ fn store_that_names_what_is_not_there_is_found() {
     assert_eq!((ran.code(), ran.text().contains("sound")), (Some(0), true));
     assert!(banger.daemon().is_none(), "to look starts no daemon");
 }
+
+#[test]
+fn content_damaged_beyond_its_beginning_is_found_by_reading_it_whole() {
+    let banger = Banger::with_images(&["debian-minimal"]);
+    let kernel = banger.json(&["kernel", "show", "debian-6.1-cloud"]);
+    let content = kernel["content"].as_str().expect("a kernel has a content");
+    let path = banger.state().join("kernels").join(content).join("vmlinux");
+    let sound = banger.ok(&["store", "check", "--contents"]);
+    assert!(sound.ends_with("sound"), "{sound}");
+
+    let mut bytes = fs::read(&path).expect("a kernel has a vmlinux");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0xff;
+    // Replaced, not written to: the file is shared with the seed.
+    fs::remove_file(&path).expect("the state is ours");
+    write(&path, &bytes);
+
+    // Its beginning is as it was.
+    banger.ok(&["store", "check"]);
+    let ran = banger.run(&["store", "check", "--contents"]);
+    assert_eq!(ran.code(), Some(1), "{ran:?}");
+    let said = ran.text();
+    let remedy = "`banger kernel pull debian-6.1-cloud --force`";
+    assert!(
+        said.contains("kernel debian-6.1-cloud is damaged: "),
+        "{said}"
+    );
+    assert!(said.contains("vmlinux") && said.contains(remedy), "{said}");
+    assert!(!said.contains("image debian-minimal is"), "{said}");
+    let ran = banger.run(&["store", "check", "--contents", "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&ran.stdout).expect("it is JSON");
+    assert_eq!(
+        report["findings"].as_array().map(Vec::len),
+        Some(1),
+        "{report}"
+    );
+}

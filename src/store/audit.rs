@@ -130,6 +130,14 @@ fn missing(vm: &VmRecord, folders: &Folders) -> Vec<Finding> {
     found
 }
 
+/// What every row of an image or a kernel names: `image` or `kernel`, its name, its content.
+pub fn contents(rows: &StoreRows) -> impl Iterator<Item = (&'static str, String, String)> {
+    let images = rows.images.iter().filter_map(rows::image_content);
+    let kernels = rows.kernels.iter().filter_map(rows::kernel_content);
+    let images = images.map(|(name, content)| ("image", name, content));
+    images.chain(kernels.map(|(name, content)| ("kernel", name, content)))
+}
+
 fn missing_contents(rows: &StoreRows, folders: &Folders) -> Vec<Finding> {
     let images = rows.images.iter().filter_map(rows::image_content);
     let kernels = rows.kernels.iter().filter_map(rows::kernel_content);

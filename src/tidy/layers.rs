@@ -78,6 +78,8 @@ const LAYERS: &[(&str, &[&str])] = &[
             "store::copy",
             "store::export",
             "host::layout",
+            "image::job",
+            "image::manifest",
             "sys::closed_output",
             "sys::session",
             "workspace",

@@ -111,7 +111,7 @@ fn hint(name: &VmName, kind: FaultKind, at: Option<StepKind>) -> Option<String> 
         (FaultKind::Cancelled, _) => None,
         (FaultKind::Full, _) => Some("Free space, for example with `banger vm prune`.".to_owned()),
         (_, Some(StepKind::Ready)) => Some(format!(
-            "The VM is kept: see `banger vm logs {name} --console`, then `banger vm start {name}` or `banger vm delete {name}`."
+            "The VM is kept: see `banger vm logs {name} --console`, then `banger vm start {name}` or `banger vm delete {name}`. `banger store check --contents` tells whether its image or kernel is damaged."
         )),
         (_, Some(StepKind::Adjusted)) => Some(format!(
             "What was asked is kept: the same `banger vm set {name}` again, or `banger vm restart {name}`, brings it about."
