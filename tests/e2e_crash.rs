@@ -294,3 +294,15 @@ fn backend_that_is_killed_stops_its_vm_with_the_reason_and_leaves_nothing() {
     banger.ok(&["vm", "delete", "a"]);
     assert_eq!(before.changes(&Census::take(&banger)), [""; 0]);
 }
+
+#[test]
+fn end_of_a_banger_whose_daemon_was_killed_leaves_no_tap() {
+    let banger = Banger::with_images(&[IMAGE]);
+    let taps = || Census::take(&banger).keep(|object| object.starts_with("link bgr-"));
+    let before = taps();
+    banger.boot("a");
+    banger.kill_daemon();
+    assert_eq!(before.changes(&taps()).len(), 1);
+    banger.end();
+    assert_eq!(before.changes(&taps()), [""; 0]);
+}
