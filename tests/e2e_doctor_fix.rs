@@ -252,6 +252,15 @@ fn running_vm_is_not_touched_and_gets_back_what_others_took() {
     assert_eq!(changes(&before, &banger, id), [""; 0]);
     assert_eq!(banger.json(&["vm", "show", "a"])["pid"], *pid);
     assert_eq!(banger.exec("a", &["echo", "alive"]), "alive");
+
+    // A tap cannot be put back under a VMM; what else the VM has stays as it is.
+    ip(&["link", "del", &tap]);
+    let gone = banger.run(&["doctor", "--fix"]);
+    let left = "left         tap of vm a: it is gone; `banger vm restart a` makes it anew\n";
+    assert_eq!(gone.text(), left);
+    assert_eq!(banger.run(&["doctor", "--fix"]).text(), left);
+    banger.ok(&["vm", "restart", "a"]);
+    assert_eq!(banger.ok(&["doctor", "--fix"]), "nothing to fix");
 }
 
 #[test]

@@ -107,13 +107,24 @@ pub fn judge(survey: Survey, mind: &Mind, host: &Hands, mode: Mode) -> Judgement
             Some(_) => {}
         }
     }
+    let mut rules = survey.rules;
+    rules.retain(|(vm, address)| match mind.vm(*vm) {
+        None => true,
+        // One that runs has its elements still; its tap is what is said to be gone.
+        Some(record) if mind.is_at_rest(*vm) && record.phase == Phase::Stopped => {
+            let told = remove_rules(*vm, *address, mind.subnet(), host, mode);
+            repaired.repairs.push(told);
+            false
+        }
+        Some(_) => false,
+    });
     for record in mind.vms().filter(|record| mind.is_at_rest(record.id)) {
         mend(record, host, mode, &mut repaired.repairs);
         repaired.stuck.extend(stuck(record));
     }
     Judgement {
         orphans,
-        rules: survey.rules,
+        rules,
         named: mind.settled_contents(),
         subnet: mind.subnet(),
         repaired,
@@ -196,20 +207,22 @@ pub fn carry_out(judgement: Judgement, host: &Arc<Hands>, mode: Mode) -> Repaire
         remove_vm(vm, found, subnet, host, mode, told);
     }
     for (vm, address) in rules {
-        let step = Step::NetRules {
-            vm,
-            address,
-            subnet,
-            outside: Outside::Closed,
-            publish: Vec::new(),
-        };
-        let what = format!("firewall elements of tap {}", vm.tap());
-        told.push(removed(what, "its tap does not exist", mode, || {
-            host.absent(&step)
-        }));
+        told.push(remove_rules(vm, address, subnet, host, mode));
     }
     repaired.contents = named.map(|named| unnamed(host, &named)).unwrap_or_default();
     repaired
+}
+
+fn remove_rules(vm: VmId, address: Ipv4Addr, subnet: Subnet, host: &Hands, mode: Mode) -> Repair {
+    let step = Step::NetRules {
+        vm,
+        address,
+        subnet,
+        outside: Outside::Closed,
+        publish: Vec::new(),
+    };
+    let what = format!("firewall elements of tap {}", vm.tap());
+    removed(what, "its tap does not exist", mode, || host.absent(&step))
 }
 
 /// In the order of a way down: what uses a thing goes before it.
