@@ -34,4 +34,5 @@ if [ -n "${BANGER_SIM_SEED-}" ]; then
 fi
 
 command -v cargo >/dev/null || PATH="$PATH:$HOME/.cargo/bin"
-exec cargo test --quiet --locked --profile fast --lib -- "${filter[@]:-sim::}"
+exec cargo test --quiet --locked --profile fast --lib -- \
+    --test-threads="$(nproc)" "${filter[@]:-sim::}"

@@ -115,7 +115,7 @@ if wanted lint; then
 fi
 
 if wanted unit; then
-    floor unit 900 --lib --bins --
+    floor unit 900 --lib --bins -- --test-threads="$(nproc)"
 fi
 
 # The floors below run the optimised binary: the one that users have.
@@ -132,7 +132,7 @@ for name in blackbox host e2e; do
     mapfile -t files < <(tests_of "$name")
     if wanted "$name" && [ ${#files[@]} -gt 0 ]; then
         case "$name" in
-            blackbox) floor "$name" 600 "${files[@]}" -- ;;
+            blackbox) floor "$name" 600 "${files[@]}" -- --test-threads="$(nproc)" ;;
             # They share this machine's bridge, tables and processors.
             host) floor "$name" 1800 "${files[@]}" -- --test-threads=1 ;;
             e2e) floor "$name" 3600 "${files[@]}" -- --test-threads=1 ;;

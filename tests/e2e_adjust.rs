@@ -3,7 +3,7 @@
 mod support;
 
 use support::disk::SmallDisk;
-use support::events::kill_and_wait;
+use support::events::{ask_until, kill_and_wait};
 use support::{Banger, is_root, skip};
 
 const IMAGE: &str = "debian-minimal";
@@ -20,20 +20,10 @@ fn available(banger: &Banger) -> u64 {
     kibibytes >> 10
 }
 
-/// So many looks, each of them a command in the guest: a balloon of some hundred MiB needs
-/// a few seconds of a translated guest.
-const LOOKS: usize = 400;
-
-/// Looks until so much memory is available to the guest.
+/// Waits until so much memory is available to the guest, whatever the machine's speed.
 #[track_caller]
-fn wait_for_memory(banger: &Banger, is_so: impl Fn(u64) -> bool) -> u64 {
-    let mut seen = 0;
-    let came = (0..LOOKS).any(|_| {
-        seen = available(banger);
-        is_so(seen)
-    });
-    assert!(came, "still {seen} MiB");
-    seen
+fn wait_for_memory(banger: &Banger, is_so: impl Fn(u64) -> bool) {
+    ask_until(|| available(banger), |mebibytes| is_so(*mebibytes));
 }
 
 fn boot(banger: &Banger, more: &[&str]) {
@@ -139,11 +129,10 @@ fn work_disk_grows_under_a_running_guest_and_stays_so() {
     assert!(home(&banger) > 2700);
 }
 
-/// Looks until the work disk's file system has so many MiB.
+/// Waits until the work disk's file system has so many MiB.
 #[track_caller]
 fn wait_for_home(banger: &Banger, least: u64) {
-    let came = (0..LOOKS).any(|_| home(banger) > least);
-    assert!(came, "still {}", home(banger));
+    ask_until(|| home(banger), |mebibytes| *mebibytes > least);
 }
 
 #[test]
@@ -160,8 +149,8 @@ fn growth_that_a_killed_daemon_began_is_finished_by_the_next_and_one_that_fails_
     banger.exec("a", &["sh", "-c", "echo kept > /root/mark"]);
     // Refused as long as the next daemon is at what the last one began.
     let set = |size| {
-        let mut asked = (0..LOOKS).map(|_| banger.run(&["vm", "set", "a", "--disk-size", size]));
-        asked.find(|ran| ran.code() != Some(5)).expect("it ends")
+        let ask = || banger.run(&["vm", "set", "a", "--disk-size", size]);
+        ask_until(ask, |ran| ran.code() != Some(5))
     };
     let places = [
         ("save.after", "512M", 450),

@@ -73,6 +73,7 @@ mod tests {
             refused.what,
             "add tap bgr-0000002a: operation not permitted"
         );
-        assert_eq!(fault("read x", Errno::IO).what, "read x: I/O error");
+        let full = fault("write x", Errno::NOSPC).what;
+        assert_eq!(full, "write x: no space left on device");
     }
 }

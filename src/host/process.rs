@@ -298,18 +298,24 @@ fn command_line(pid: Pid, users: &[u32]) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
     use std::process::{Child, Command, Stdio};
 
     use super::*;
 
-    /// A shell that waits for its standard input to close, with these extra words.
+    /// A shell that waits for its standard input to close, with these extra words. It has
+    /// spoken: spawning ends a moment before the kernel shows the words of the new program.
     fn waiting(words: &[&str]) -> Child {
-        Command::new("/bin/sh")
-            .args(["-c", "read nothing", "sh"])
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", "echo; read nothing", "sh"])
             .args(words)
             .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .spawn()
-            .unwrap()
+            .unwrap();
+        let output = child.stdout.as_mut().unwrap();
+        output.read_exact(&mut [0]).unwrap();
+        child
     }
 
     fn unique(word: &str) -> String {

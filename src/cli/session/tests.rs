@@ -16,6 +16,7 @@ struct Trial {
     error_output: File,
     signals: File,
     session: JoinHandle<Result<u8, OwnFailure>>,
+    agent: JoinHandle<()>,
 }
 
 fn pipe() -> (OwnedFd, OwnedFd) {
@@ -33,7 +34,7 @@ fn exec(argv: &[&str]) -> Exec {
 
 fn begin(exec: Exec, agent: impl FnOnce(UnixStream) + Send + 'static) -> Trial {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    std::thread::spawn(move || agent(theirs));
+    let agent = std::thread::spawn(move || agent(theirs));
     let ((input_end, input), (output, output_end)) = (pipe(), pipe());
     let ((error_output, error_end), (signals_end, signals)) = (pipe(), pipe());
     let ends = Ends {
@@ -49,6 +50,7 @@ fn begin(exec: Exec, agent: impl FnOnce(UnixStream) + Send + 'static) -> Trial {
         error_output: error_output.into(),
         signals: signals.into(),
         session: std::thread::spawn(move || run(ends, exec)),
+        agent,
     }
 }
 
@@ -73,7 +75,8 @@ fn sh(script: &str) -> Trial {
 }
 
 impl Trial {
-    /// Ends the input, reads everything: status, output, error output.
+    /// Ends the input, reads everything: status, output, error output. The agent is done
+    /// then, too: a command that nobody waits for any more was killed.
     fn finish(mut self) -> (Result<u8, OwnFailure>, Vec<u8>, Vec<u8>) {
         drop(self.input.take());
         let mut errors = self.error_output;
@@ -85,6 +88,7 @@ impl Trial {
         let mut output = Vec::new();
         self.output.read_to_end(&mut output).unwrap();
         let outcome = self.session.join().unwrap();
+        self.agent.join().unwrap();
         (outcome, output, errors.join().unwrap())
     }
 
@@ -227,6 +231,7 @@ fn a_reader_that_goes_ends_the_client_as_a_broken_pipe_does() {
         input,
         signals,
         error_output,
+        agent: _,
     } = trial;
     let mut first = [0; 2];
     output.read_exact(&mut first).unwrap();
