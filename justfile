@@ -27,6 +27,10 @@ e2e *filter:
 kill-matrix *arguments:
     scripts/kill-matrix.sh {{arguments}}
 
+# A whole VM on a device-mapper snapshot, in a guest that plays the host
+nested:
+    scripts/nested.sh
+
 # Keep 100 VMs busy, up to 24 at once: MINUTES WORKERS RECORDS SEED
 soak *arguments:
     scripts/soak.sh {{arguments}}
