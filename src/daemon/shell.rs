@@ -477,7 +477,7 @@ impl Shell {
             None
         });
         let (host, inbox) = (self.host.clone(), self.inbox.clone());
-        let socket = self.layout.vsock(vm);
+        let (vmms, socket) = (host.clone(), self.layout.vsock(vm));
         let watching = async move {
             let how = match process {
                 Some(process) => {
@@ -490,7 +490,12 @@ impl Shell {
                         end_of_name(socket).await;
                         Some("its socket was removed".to_owned())
                     };
-                    ended.or(cut_off).await
+                    let how = ended.or(cut_off).await;
+                    // It goes with its VMM, and the end of that is told by its own watch.
+                    if let Ok(None) = smol::unblock(move || vmms.real().vmms().watch(vm)).await {
+                        return;
+                    }
+                    how
                 }
                 None => None,
             };

@@ -100,21 +100,28 @@ pub(super) fn failure(goal: Goal, name: &VmName, fault: &Fault, at: Option<StepK
         | FaultKind::Other => FailureKind::Failed,
     };
     let failure = Failure::new(kind, format!("{verb} vm {name}")).because(&fault.what);
-    match fault.remedy.clone().or_else(|| hint(name, fault.kind, at)) {
+    match fault
+        .remedy
+        .clone()
+        .or_else(|| hint(goal, name, fault.kind, at))
+    {
         Some(hint) => failure.hint(hint),
         None => failure,
     }
 }
 
-fn hint(name: &VmName, kind: FaultKind, at: Option<StepKind>) -> Option<String> {
+fn hint(goal: Goal, name: &VmName, kind: FaultKind, at: Option<StepKind>) -> Option<String> {
+    let room = "Free space, for example with `banger vm prune`.";
     match (kind, at) {
         (FaultKind::Cancelled, _) => None,
-        (FaultKind::Full, _) => Some("Free space, for example with `banger vm prune`.".to_owned()),
+        (FaultKind::Full, _) if goal == Goal::Adjust => Some(format!("{room} {}", again(name))),
+        (FaultKind::Full, _) => Some(room.to_owned()),
+        (FaultKind::Exited, _) if goal == Goal::Adjust => Some(format!(
+            "What was asked is kept: `banger vm start {name}` brings it about."
+        )),
+        _ if goal == Goal::Adjust => Some(again(name)),
         (_, Some(StepKind::Ready)) => Some(format!(
             "The VM is kept: see `banger vm logs {name} --console`, then `banger vm start {name}` or `banger vm delete {name}`. `banger store check --contents` tells whether its image or kernel is damaged."
-        )),
-        (_, Some(StepKind::Adjusted)) => Some(format!(
-            "What was asked is kept: the same `banger vm set {name}` again, or `banger vm restart {name}`, brings it about."
         )),
         (
             FaultKind::Busy
@@ -126,6 +133,13 @@ fn hint(name: &VmName, kind: FaultKind, at: Option<StepKind>) -> Option<String> 
             _,
         ) => Some("Run `banger doctor`: it checks what a VM needs.".to_owned()),
     }
+}
+
+/// The row has the new sizes, whichever step failed.
+fn again(name: &VmName) -> String {
+    format!(
+        "What was asked is kept: the same `banger vm set {name}` again, or `banger vm restart {name}`, brings it about."
+    )
 }
 
 /// The failure of an operation that got stuck.
@@ -143,4 +157,25 @@ pub(super) fn stuck_failure(name: &VmName, stuck: Stuck, fault: &Fault) -> Failu
     Failure::failed(format!("{attempt} vm {name}: it is stuck"))
         .because(&fault.what)
         .hint(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adjustment_that_fails_at_any_step_says_that_it_can_be_asked_for_again() {
+        let name: VmName = "a".parse().unwrap();
+        let steps = [StepKind::WorkDisk, StepKind::Adjusted];
+        for (kind, at) in [FaultKind::Busy, FaultKind::Full, FaultKind::Other]
+            .into_iter()
+            .flat_map(|kind| steps.map(|at| (kind, at)))
+        {
+            let failure = failure(Goal::Adjust, &name, &Fault::new(kind, "why"), Some(at));
+            let hint = failure.hint.unwrap_or_default();
+            assert!(hint.contains("banger vm set a"), "{kind:?} {at:?}: {hint}");
+            let says_room = hint.contains("banger vm prune");
+            assert_eq!(says_room, kind == FaultKind::Full, "{hint}");
+        }
+    }
 }
