@@ -2,19 +2,20 @@
 # Interrupts every operation at every boundary between its steps with every fault, and
 # prints what came of it; see docs/crash-recovery.md. Needs root. Ends with 1 if a cell fails.
 #
-#   scripts/kill-matrix.sh [--few] [--fault WORD] [--write] [OPERATION]...
+#   scripts/kill-matrix.sh [--few] [--fault WORD] [--place PLACE] [--write] [OPERATION]...
 #
-# --few        each fault once per operation: minutes; without it every cell: most of an hour
-# --fault WORD only the columns with that in their name, such as EBUSY or gone
-# --write      put the table into docs/crash-recovery.md
-# OPERATION    create start run stop reset delete pull build (default: all)
+# --few          each fault once per operation: minutes; without it every cell: most of an hour
+# --fault WORD   only the columns with that in their name, such as EBUSY or gone
+# --place PLACE  only the rows with that name, such as ready.ensure.after
+# --write        put the table into docs/crash-recovery.md
+# OPERATION      create start run adjust stop reset delete pull build (default: all)
 #
 # Operations on VMs run in a network of their own, so that nothing else on this machine is
 # touched; pulls and builds need the machine's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-OPERATIONS=(create start run stop reset delete pull build)
+OPERATIONS=(create start run adjust stop reset delete pull build)
 OUT=build/kill-matrix
 DOCUMENT=docs/crash-recovery.md
 which=all write=no wanted=()
@@ -25,6 +26,10 @@ while [ $# -gt 0 ]; do
         --write) write=yes ;;
         --fault)
             export BANGER_KILL_MATRIX_FAULT=${2-}
+            shift
+            ;;
+        --place)
+            export BANGER_KILL_MATRIX_PLACE=${2-}
             shift
             ;;
         *)
@@ -76,7 +81,7 @@ done
 # The tables of all operations that were ever played, in their order.
 tables() {
     local file
-    for file in create start run stop reset delete image-pull image-build; do
+    for file in create start run adjust stop reset delete image-pull image-build; do
         [ -f "$OUT/$file.md" ] || continue
         cat "$OUT/$file.md"
         echo

@@ -77,7 +77,7 @@ impl Fault {
     pub fn of(operation: Operation) -> &'static [Fault] {
         match operation {
             Operation::Create | Operation::Reset | Operation::Delete => &DISKS,
-            Operation::Start | Operation::Run | Operation::Stop => &RUNS,
+            Operation::Start | Operation::Run | Operation::Adjust | Operation::Stop => &RUNS,
             Operation::Pull | Operation::Build => &PULLS,
         }
     }

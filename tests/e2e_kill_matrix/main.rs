@@ -6,6 +6,7 @@
 //!  play      one cell: prepare, interrupt, do the fault, let it go on, judge, delete
 //!  operation what is interrupted: its command, what it needs before
 //!  fault     what is done to it
+//!  adjusted  whether a VM that runs has the sizes of its row
 //!  lab       a daemon with fail-points on a small disk of its own
 //!  table     the result
 //! ```
@@ -13,11 +14,12 @@
 //! The boundaries are those that the operation itself reaches: they are traced first, so
 //! a new step is in the matrix by existing. `BANGER_KILL_MATRIX=all` plays every cell,
 //! otherwise a few of them, and with `BANGER_KILL_MATRIX_FAULT` only those whose fault has
-//! that in its name; `BANGER_KILL_MATRIX_OUT` is a folder for the tables.
+//! that in its name, or with `BANGER_KILL_MATRIX_PLACE` those at that boundary; `BANGER_KILL_MATRIX_OUT` is a folder for the tables.
 //! `scripts/kill-matrix.sh` sets all that up.
 
 #![allow(clippy::print_stdout, reason = "progress of a run of many minutes")]
 
+mod adjusted;
 mod fault;
 mod lab;
 mod operation;
@@ -52,6 +54,11 @@ fn start_that_is_interrupted_leaves_nothing_or_a_guest_that_answers() {
 #[test]
 fn running_vm_that_loses_something_is_stopped_or_answers() {
     matrix(Operation::Run);
+}
+
+#[test]
+fn adjust_that_is_interrupted_leaves_old_sizes_or_new_ones() {
+    matrix(Operation::Adjust);
 }
 
 #[test]

@@ -16,6 +16,8 @@ pub enum Operation {
     Start,
     /// Nothing: a VM that runs.
     Run,
+    /// `vm set` on a VM that runs: a longer work disk, a memory target.
+    Adjust,
     /// `vm stop`
     Stop,
     /// `vm reset`
@@ -35,6 +37,7 @@ impl Operation {
             Operation::Create => "create",
             Operation::Start => "start",
             Operation::Run => "run",
+            Operation::Adjust => "adjust",
             Operation::Stop => "stop",
             Operation::Reset => "reset",
             Operation::Delete => "delete",
@@ -54,7 +57,9 @@ impl Operation {
         match self {
             Operation::Create | Operation::Pull | Operation::Build => vec![],
             Operation::Start | Operation::Reset | Operation::Delete => vec![create],
-            Operation::Run | Operation::Stop => vec![create, vec!["vm", "start", VM]],
+            Operation::Run | Operation::Adjust | Operation::Stop => {
+                vec![create, vec!["vm", "start", VM]]
+            }
         }
     }
 
@@ -80,6 +85,15 @@ impl Operation {
             ],
             Operation::Start => vec!["vm", "start", VM],
             Operation::Run => vec!["vm", "show", VM],
+            Operation::Adjust => vec![
+                "vm",
+                "set",
+                VM,
+                "--disk-size",
+                "1200M",
+                "--memory-target",
+                "112M",
+            ],
             Operation::Stop => vec!["vm", "stop", VM],
             Operation::Reset => vec!["vm", "reset", VM],
             Operation::Delete => vec!["vm", "delete", VM],

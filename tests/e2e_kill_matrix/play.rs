@@ -3,9 +3,11 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
 
+use crate::adjusted;
 use crate::fault::{Fault, Object};
 use crate::lab::Lab;
 use crate::operation::{Operation, VM};
+use crate::support::events::ask_until;
 use crate::support::{COMMAND_DEADLINE, is_root, skip};
 use crate::table::{Table, Verdict};
 
@@ -35,12 +37,13 @@ pub fn matrix(operation: Operation) {
     };
     let only = std::env::var("BANGER_KILL_MATRIX_FAULT").unwrap_or_default();
     let wanted = |(_, fault): &(usize, &Fault)| fault.word().contains(&only);
+    let only_at = std::env::var("BANGER_KILL_MATRIX_PLACE").unwrap_or_default();
     for (number, fault) in faults.iter().enumerate().filter(wanted) {
         // A few: each fault once, at the first place after a different one where there
         // is something to do it to.
         let start = if all { 0 } else { number * 5 % places.len() };
         let order = places[start..].iter().chain(&places[..start]);
-        for place in order {
+        for place in order.filter(|place| only_at.is_empty() || only_at == **place) {
             let verdict = cell(&mut lab, operation, place, *fault);
             println!("{} {place} {}: {verdict}", operation.word(), fault.word());
             let was_there = verdict != Verdict::NotThere;
@@ -153,10 +156,13 @@ fn interrupt(lab: &Lab, operation: Operation, place: &str, fault: Fault) -> Verd
             false => lab.banger.kill_daemon(),
         }
     }
-    client.finish(COMMAND_DEADLINE);
+    let said = client.finish(COMMAND_DEADLINE);
     lab.point.clear();
     lab.disk.free();
     let verdict = match judge(lab, operation, fault) {
+        verdict @ (Verdict::Done | Verdict::Adopted) if operation == Operation::Adjust => {
+            adjusted::judge(lab, fault, &said, verdict)
+        }
         Verdict::Stuck(_) => retry(lab, operation, fault),
         verdict => verdict,
     };
@@ -188,7 +194,7 @@ fn strike_at_rest(lab: &Lab, fault: Fault) -> Verdict {
     }
     let ends = matches!(fault, Fault::KillVmm | Fault::Gone(Object::Cgroup));
     if ends {
-        crate::support::events::ask_until(|| lab.banger.phase(VM), |phase| phase == "stopped");
+        ask_until(|| lab.banger.phase(VM), |phase| phase == "stopped");
     }
     if fault == Fault::KillDaemon {
         return judge(lab, Operation::Run, fault);
@@ -224,7 +230,12 @@ fn judge(lab: &Lab, operation: Operation, fault: Fault) -> Verdict {
 }
 
 fn answers(lab: &Lab, fault: Fault) -> Verdict {
-    let ran = lab.banger.run(&["vm", "exec", VM, "--", "echo", "here"]);
+    let ask = || lab.banger.run(&["vm", "exec", VM, "--", "echo", "here"]);
+    let ran = match fault {
+        // Halted by the full disk; it goes on by itself, some seconds after there is room.
+        Fault::NoSpace => ask_until(ask, |ran| ran.code() == Some(0)),
+        _ => ask(),
+    };
     match (ran.text().trim(), fault) {
         ("here", Fault::KillDaemon) => Verdict::Adopted,
         ("here", _) => Verdict::Done,

@@ -17,6 +17,10 @@ pub enum Verdict {
     Adopted,
     /// Something could not be brought to its end; tried again, it came to this.
     Stuck(Box<Verdict>),
+    /// It failed and said what to type; typed, it reached its end.
+    Again,
+    /// The same, by a restart of the VM.
+    Restarted,
     /// There is nothing to do the fault to at this boundary.
     NotThere,
     /// What was left, or how it went wrong.
@@ -30,6 +34,8 @@ impl fmt::Display for Verdict {
             Verdict::Done => f.write_str("done"),
             Verdict::Adopted => f.write_str("adopted"),
             Verdict::Stuck(later) => write!(f, "stuck, then {later}"),
+            Verdict::Again => f.write_str("again, then done"),
+            Verdict::Restarted => f.write_str("restarted, then done"),
             Verdict::NotThere => f.write_str("·"),
             Verdict::Fail(why) => write!(f, "FAIL: {}", why.replace(['\n', '|'], " ")),
         }

@@ -1,0 +1,102 @@
+//! What came of an adjustment, where the VM runs on: it has the sizes of before, those of
+//! its row, or gets them when it is asked for them again, as it was said.
+
+use crate::fault::{Fault, Object};
+use crate::lab::Lab;
+use crate::operation::{Operation, VM};
+use crate::support::events::ask_until;
+use crate::support::running::Ran;
+use crate::table::Verdict;
+
+/// The sizes that are asked for.
+const WORK_DISK: u64 = 1200 << 20;
+const MEMORY_TARGET: u64 = 112 << 20;
+
+/// What a client ends with whose daemon has ended, killed or because it could not save.
+const DAEMON_ENDED: i32 = 3;
+
+/// Judges a VM that runs, if it does, which else came to `otherwise`; `said` is what the interrupted command came to.
+pub fn judge(lab: &Lab, fault: Fault, said: &Ran, otherwise: Verdict) -> Verdict {
+    let view = lab.banger.json(&["vm", "show", VM]);
+    if view["phase"] != "running" {
+        return match said.code() {
+            Some(0) | Some(DAEMON_ENDED) => otherwise,
+            _ if says(said, "banger vm start") || says(said, "banger vm restart") => otherwise,
+            _ => Verdict::Fail(format!("it does not say what to type: {said:?}")),
+        };
+    }
+    let row = ["work_disk", "memory_target"].map(|key| view[key].as_u64());
+    if row == [Some(1 << 30), None] {
+        return match (said.code(), fault) {
+            (Some(0), _) => Verdict::Fail(format!("it said done: {view}")),
+            (_, Fault::KillDaemon) => Verdict::Adopted,
+            _ => Verdict::AsBefore,
+        };
+    }
+    if row != [Some(WORK_DISK), Some(MEMORY_TARGET)] {
+        return Verdict::Fail(format!("neither the old sizes nor the new ones: {view}"));
+    }
+    match (said.code(), fault) {
+        // The next daemon does it, and nobody is told when.
+        (Some(DAEMON_ENDED), _) | (_, Fault::KillDaemon) => {
+            given(ask_until(|| sizes(lab, fault), is_given), Verdict::Adopted)
+        }
+        (Some(0), _) => given(ask_until(|| sizes(lab, fault), is_given), Verdict::Done),
+        _ => again(lab, fault, said),
+    }
+}
+
+/// It failed and its row has the new sizes: whoever asks again gets them, or at least who
+/// restarts the VM, where nobody reaches its VMM any more.
+fn again(lab: &Lab, fault: Fault, said: &Ran) -> Verdict {
+    if !says(said, "banger vm set") {
+        return Verdict::Fail(format!("it does not say what to type: {said:?}"));
+    }
+    let ran = lab.banger.run(&Operation::Adjust.command());
+    match ran.code() {
+        Some(0) => given(ask_until(|| sizes(lab, fault), is_given), Verdict::Again),
+        _ if says(&ran, "banger vm restart") => restarted(lab, fault),
+        _ => Verdict::Fail(format!("asked again: {ran:?}")),
+    }
+}
+
+fn restarted(lab: &Lab, fault: Fault) -> Verdict {
+    let ran = lab.banger.run(&["vm", "restart", VM]);
+    match ran.code() {
+        Some(0) => given(
+            ask_until(|| sizes(lab, fault), is_given),
+            Verdict::Restarted,
+        ),
+        _ => Verdict::Fail(format!("restarted: {ran:?}")),
+    }
+}
+
+fn says(said: &Ran, words: &str) -> bool {
+    said.error().contains(words)
+}
+
+/// KiB of the file system on the work disk, bytes of memory that the guest has.
+fn sizes(lab: &Lab, fault: Fault) -> (u64, u64) {
+    let home = ["vm", "exec", VM, "--", "df", "-k", "--output=size", "/root"];
+    let said = lab.banger.run(&home).text();
+    let kibibytes = said.split_whitespace().last().and_then(|n| n.parse().ok());
+    let memory = lab.banger.json(&["vm", "show", VM])["memory_actual"].as_u64();
+    // Without its socket nobody can ask the VMM.
+    let unknown = match fault {
+        Fault::Gone(Object::Socket) => 0,
+        _ => u64::MAX,
+    };
+    (kibibytes.unwrap_or_default(), memory.unwrap_or(unknown))
+}
+
+/// A file system is a little smaller than its disk; a balloon takes its time.
+fn is_given(sizes: &(u64, u64)) -> bool {
+    sizes.0 > 1100 << 10 && sizes.1 <= MEMORY_TARGET
+}
+
+fn given(sizes: (u64, u64), verdict: Verdict) -> Verdict {
+    match is_given(&sizes) {
+        true => verdict,
+        false => Verdict::Fail(format!("it has not got them: {sizes:?}")),
+    }
+}
