@@ -13,6 +13,38 @@ use rustix::io::Errno;
 
 use super::process::{Process, ready};
 
+/// An inotify instance on one folder.
+///
+/// To close one, the kernel waits for a grace period of its readers (`synchronize_srcu` of
+/// fsnotify), 5 to 20 ms: a thread of its own does that, while the VM goes on.
+#[derive(Debug)]
+struct Watch(Option<OwnedFd>);
+
+impl Watch {
+    fn on_folder_of(path: &Path, wanted: inotify::WatchFlags) -> io::Result<Watch> {
+        let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+        let watch = inotify::init(flags)?;
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        inotify::add_watch(&watch, folder, wanted)?;
+        Ok(Watch(Some(watch)))
+    }
+}
+
+impl AsFd for Watch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_ref().expect("taken by `drop` alone").as_fd()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let watch = self.0.take();
+        let close = std::thread::Builder::new().name("close".to_owned());
+        // Without a thread the descriptor is closed here: the closure is dropped.
+        let _ = close.spawn(move || drop(watch));
+    }
+}
+
 /// How a wait for a socket ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Appearance {
@@ -36,10 +68,8 @@ pub fn wait_for_socket(
     limit: Duration,
 ) -> io::Result<Appearance> {
     let deadline = Instant::now() + limit;
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
     let wanted = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
-    inotify::add_watch(&watch, folder, wanted)?;
+    let watch = Watch::on_folder_of(path, wanted)?;
     while !path.exists() {
         let left = deadline.saturating_duration_since(Instant::now());
         match ready(&[watch.as_fd(), maker.pidfd()], left)? {
@@ -64,20 +94,17 @@ pub fn wait_for_socket(
 #[derive(Debug)]
 pub struct Name {
     path: PathBuf,
-    watch: OwnedFd,
+    watch: Watch,
 }
 
 impl Name {
     /// Of a socket, which need not be there any more; its folder must.
     pub fn watch(path: PathBuf) -> io::Result<Name> {
-        let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
-        let watch = inotify::init(flags)?;
         let wanted = inotify::WatchFlags::DELETE
             | inotify::WatchFlags::MOVED_FROM
             | inotify::WatchFlags::DELETE_SELF
             | inotify::WatchFlags::MOVE_SELF;
-        let folder = path.parent().unwrap_or(Path::new("/"));
-        inotify::add_watch(&watch, folder, wanted)?;
+        let watch = Watch::on_folder_of(&path, wanted)?;
         Ok(Name { path, watch })
     }
 
