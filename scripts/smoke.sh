@@ -10,12 +10,15 @@ image=${1:-debian-minimal}
 banger=$PWD/build/bin/banger
 [ -x "$banger" ] || scripts/build.sh
 room=$(mktemp -d /tmp/banger-smoke.XXXXXX)
-export BANGER_STATE_DIR=${BANGER_STATE_DIR:-$room/state} BANGER_RUNTIME_DIR=$room/run
+export BANGER_STATE_DIR=$room/state BANGER_RUNTIME_DIR=$room/run
 export BANGER_CONFIG=$room/config.toml
+# A bridge of its own goes with it; that of another daemon stays as it is.
+printf '[network]\nbridge = "bsmoke%s"\nsubnet = "172.29.0.0/24"\n' $$ >"$BANGER_CONFIG"
 
 finish() {
     "$banger" vm delete smoke >/dev/null 2>&1 || true
     "$banger" daemon stop >/dev/null 2>&1 || true
+    "$banger" role bangerd-root remove-network --config "$BANGER_CONFIG" >/dev/null 2>&1 || true
     rm -rf "$room"
 }
 trap finish EXIT
