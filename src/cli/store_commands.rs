@@ -21,7 +21,7 @@ use crate::image::manifest::{Depth, Manifest};
 use crate::model::ids::ContentId;
 use crate::proto::reply::Reply;
 use crate::proto::request::Request;
-use crate::store::audit::{Finding, Folders, audit, contents};
+use crate::store::audit::{Finding, Folders, Kind, audit, contents};
 use crate::store::copy::{self, StoreRows};
 use crate::store::export::export;
 
@@ -132,15 +132,16 @@ fn damaged(rows: &StoreRows, layout: &Layout) -> Result<Vec<Finding>, Failure> {
         progress: &|_| {},
     };
     let mut found = Vec::new();
-    for (noun, name, content) in contents(rows) {
+    for (kind, name, content) in contents(rows) {
         // A row that cannot be read, and a folder that is not there, the audit has found.
         let Ok(content) = content.parse::<ContentId>() else {
             continue;
         };
-        let folder = match noun {
-            "image" => layout.images().join(content.as_str()),
-            _ => layout.kernel(&content),
+        let folder = match kind {
+            Kind::Image => layout.images().join(content.as_str()),
+            Kind::Kernel => layout.kernel(&content),
         };
+        let noun = kind.noun();
         if !folder.exists() {
             continue;
         }

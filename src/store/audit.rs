@@ -65,13 +65,14 @@ fn unreadable(rows: &StoreRows) -> Vec<Finding> {
             found.push(Finding::new(what, next));
         }
     }
-    let images = rows.images.iter().map(|row| ("image", row));
-    let kernels = rows.kernels.iter().map(|row| ("kernel", row));
-    for (noun, (name, value)) in images.chain(kernels) {
-        let why = match noun {
-            "image" => rows::image_unread(name, value),
-            _ => rows::kernel_unread(name, value),
+    let images = rows.images.iter().map(|row| (Kind::Image, row));
+    let kernels = rows.kernels.iter().map(|row| (Kind::Kernel, row));
+    for (kind, (name, value)) in images.chain(kernels) {
+        let why = match kind {
+            Kind::Image => rows::image_unread(name, value),
+            Kind::Kernel => rows::kernel_unread(name, value),
         };
+        let noun = kind.noun();
         if let Some(why) = why {
             let next = format!("{export}; put a copy of the store back: no daemon starts with it.");
             let what = format!("{noun} {name}: its row cannot be read: {why}");
@@ -130,29 +131,45 @@ fn missing(vm: &VmRecord, folders: &Folders) -> Vec<Finding> {
     found
 }
 
-/// What every row of an image or a kernel names: `image` or `kernel`, its name, its content.
-pub fn contents(rows: &StoreRows) -> impl Iterator<Item = (&'static str, String, String)> {
+/// What a content is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A folder of `images/`.
+    Image,
+    /// A folder of `kernels/`.
+    Kernel,
+}
+
+impl Kind {
+    /// The word of the commands: `image` or `kernel`.
+    pub fn noun(self) -> &'static str {
+        match self {
+            Kind::Image => "image",
+            Kind::Kernel => "kernel",
+        }
+    }
+}
+
+/// What every row of an image or a kernel names: its name and its content.
+pub fn contents(rows: &StoreRows) -> impl Iterator<Item = (Kind, String, String)> {
     let images = rows.images.iter().filter_map(rows::image_content);
     let kernels = rows.kernels.iter().filter_map(rows::kernel_content);
-    let images = images.map(|(name, content)| ("image", name, content));
-    images.chain(kernels.map(|(name, content)| ("kernel", name, content)))
+    let images = images.map(|(name, content)| (Kind::Image, name, content));
+    images.chain(kernels.map(|(name, content)| (Kind::Kernel, name, content)))
 }
 
 fn missing_contents(rows: &StoreRows, folders: &Folders) -> Vec<Finding> {
-    let images = rows.images.iter().filter_map(rows::image_content);
-    let kernels = rows.kernels.iter().filter_map(rows::kernel_content);
-    let lost = |noun: &'static str, there: &'static str, all: &BTreeSet<String>| {
-        let all = all.clone();
-        move |(name, content): (String, String)| {
-            (!all.contains(&content)).then(|| {
-                let what = format!("{noun} {name} is not there: {there}/{content}");
-                Finding::new(what, format!("`banger {noun} pull {name} --force`"))
-            })
-        }
+    let lost = |(kind, name, content): (Kind, String, String)| {
+        let there = match kind {
+            Kind::Image => &folders.images,
+            Kind::Kernel => &folders.kernels,
+        };
+        let noun = kind.noun();
+        let what = format!("{noun} {name} is not there: {noun}s/{content}");
+        let missing = !there.contains(&content);
+        missing.then(|| Finding::new(what, format!("`banger {noun} pull {name} --force`")))
     };
-    let images = images.filter_map(lost("image", "images", &folders.images));
-    let kernels = kernels.filter_map(lost("kernel", "kernels", &folders.kernels));
-    images.chain(kernels).collect()
+    contents(rows).filter_map(lost).collect()
 }
 
 /// Folders of VMs that no row names: left over, or the store was lost.
