@@ -4,8 +4,8 @@ mod support;
 
 use std::time::Instant;
 
-use support::Banger;
 use support::events::ask_until;
+use support::{Banger, skip};
 
 const IMAGE: &str = "debian-minimal";
 
@@ -153,8 +153,8 @@ fn an_emulator_translates_a_program_once_and_not_for_each_process() {
     banger.ok(&["vm", "run", "-d", "--name", "a", "--image", IMAGE]);
     let view = banger.json(&["vm", "show", "a"]);
     if view["vmm"] != "qemu-tcg" {
-        println!("skipped: an_emulator_translates_a_program_once: guests are not emulated here");
-        return;
+        let name = "an_emulator_translates_a_program_once_and_not_for_each_process";
+        return skip(name, "guests are not emulated here");
     }
     let pid = view["pid"].as_u64().expect("a running VM has a process");
     let hundred = "for i in $(seq 100); do /bin/true; done";

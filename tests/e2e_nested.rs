@@ -162,6 +162,13 @@ impl Machine {
         serde_json::from_str(&text).unwrap()
     }
 
+    /// Size of a file system of the inner guest, MiB.
+    #[track_caller]
+    fn mebibytes(&self, path: &str) -> u64 {
+        let size = self.ok(&format!("vm exec inner -- df -m --output=size {path}"));
+        size.split_whitespace().last().unwrap().parse().unwrap()
+    }
+
     fn census(&self) -> Vec<String> {
         let mut lines: Vec<String> = self.shell(CENSUS).lines().map(str::to_owned).collect();
         lines.sort();
@@ -253,8 +260,7 @@ fn outlives_its_daemon(machine: &Machine) {
     let after = machine.show();
     assert!(store(&after).0 >= used + 8 * MIB, "{used}, then {after}");
     machine.ok("vm set inner --disk-size 96M");
-    let size = machine.ok("vm exec inner -- df -m --output=size /root");
-    let size: u64 = size.split_whitespace().last().unwrap().parse().unwrap();
+    let size = machine.mebibytes("/root");
     assert!((80..=96).contains(&size), "{size} MiB of 96");
 }
 
@@ -265,8 +271,7 @@ fn is_started_again_with_a_larger_root(machine: &Machine) {
     let view = machine.show();
     assert!(store(&view).1 > 1200 * MIB, "{view}");
     machine.ok("vm exec inner -- ls /etc/kept /root/kept /root-of-8M");
-    let size = machine.ok("vm exec inner -- df -m --output=size /");
-    let size: u64 = size.split_whitespace().last().unwrap().parse().unwrap();
+    let size = machine.mebibytes("/");
     assert!((1100..=1200).contains(&size), "{size} MiB of 1200");
 }
 

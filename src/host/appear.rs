@@ -133,8 +133,9 @@ fn drain(watch: impl AsFd) -> io::Result<()> {
     }
 }
 
-/// Whether the table of this thread's network namespace has a listening socket of this path: its fourth column holds
-/// the flags, 0x10000 (`__SO_ACCEPTCON`, linux/net.h) among them; the path is the last.
+/// Whether the table of this thread's network namespace has a listening socket of this
+/// path: its fourth column holds the flags, 0x10000 (`__SO_ACCEPTCON`, linux/net.h) among
+/// them; the path is the last.
 fn is_listening(path: &Path) -> io::Result<bool> {
     let table = fs::read("/proc/thread-self/net/unix")?;
     let mut lines = table.split(|byte| *byte == b'\n');

@@ -15,7 +15,8 @@ const MEMORY_TARGET: u64 = 112 << 20;
 /// What a client ends with whose daemon has ended, killed or because it could not save.
 const DAEMON_ENDED: i32 = 3;
 
-/// Judges a VM that runs, if it does, which else came to `otherwise`; `said` is what the interrupted command came to.
+/// Judges the VM after its adjustment was interrupted and the command ended as `said`; one
+/// that does not run any more came to `otherwise`.
 pub fn judge(lab: &Lab, fault: Fault, said: &Ran, otherwise: Verdict) -> Verdict {
     let view = lab.banger.json(&["vm", "show", VM]);
     if view["phase"] != "running" {

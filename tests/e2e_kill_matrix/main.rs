@@ -14,7 +14,8 @@
 //! The boundaries are those that the operation itself reaches: they are traced first, so
 //! a new step is in the matrix by existing. `BANGER_KILL_MATRIX=all` plays every cell,
 //! otherwise a few of them, and with `BANGER_KILL_MATRIX_FAULT` only those whose fault has
-//! that in its name, or with `BANGER_KILL_MATRIX_PLACE` those at that boundary; `BANGER_KILL_MATRIX_OUT` is a folder for the tables.
+//! that in its name, or with `BANGER_KILL_MATRIX_PLACE` those at that boundary;
+//! `BANGER_KILL_MATRIX_OUT` is a folder for the tables.
 //! `scripts/kill-matrix.sh` sets all that up.
 
 #![allow(clippy::print_stdout, reason = "progress of a run of many minutes")]
