@@ -9,6 +9,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 
+use rustix::process::Signal;
 use support::census::Census;
 use support::events::ask_until;
 use support::{Banger, DEADLINE, in_shell, is_root, skip};
@@ -163,6 +164,41 @@ fn guest_on_a_disk_that_fills_up_waits_and_goes_on_when_there_is_room() {
     assert_eq!(ran.text(), "written\n", "{ran:?}");
     ask_until(show, |said| !said.contains("halted"));
     assert_eq!(banger.exec("a", &["echo", "back"]), "back");
+}
+
+/// Symptom: the guest went on, and each command waited ten seconds and said to try again.
+#[test]
+fn guest_whose_client_left_while_it_was_halted_is_told_to_be_cut_off() {
+    if !is_root() {
+        return skip(
+            "guest_whose_client_left_while_it_was_halted_is_told_to_be_cut_off",
+            "cannot mount",
+        );
+    }
+    let small = Small::new();
+    let banger = small.banger();
+    banger.boot("a");
+    banger.exec("a", &["sh", "-c", "echo kept >/root/kept && sync"]);
+    let filler = small.fill();
+    let write = "head -c 8000000 /dev/urandom >/root/x && sync";
+    let writing = banger.start(&in_shell("a", write));
+    let show = || banger.ok(&["vm", "show", "a"]);
+    ask_until(show, |said| said.contains("is halted"));
+    writing.signal(Signal::KILL);
+    writing.finish(DEADLINE);
+    fs::remove_file(filler).expect("the filler is ours");
+
+    ask_until(show, |said| said.contains("nobody reaches its agent"));
+    let ran = banger.run(&["vm", "exec", "a", "--", "true"]);
+    assert_eq!(ran.code(), Some(125), "{ran:?}");
+    assert!(ran.error().contains("banger vm restart a"), "{ran:?}");
+    // A daemon that was not there finds it out when it is asked.
+    banger.kill_daemon();
+    let ran = banger.run(&["vm", "exec", "a", "--", "true"]);
+    assert!(ran.error().contains("banger vm restart a"), "{ran:?}");
+    assert!(ran.error().contains("nobody reaches its agent"), "{ran:?}");
+    banger.ok(&["vm", "restart", "a"]);
+    assert_eq!(banger.exec("a", &["cat", "/root/kept"]), "kept");
 }
 
 #[test]

@@ -19,7 +19,6 @@ use smol::channel::Receiver;
 use super::base::Base;
 use super::clients::Input;
 use super::dns::zone::Names;
-use super::guest::HALTED;
 use super::moment;
 use super::repair::{self, Mode};
 use super::shell::{Client, Shell};
@@ -419,8 +418,8 @@ impl Actor {
     fn vm_view(&self, record: &VmRecord) -> crate::proto::reply::VmView {
         let pid = self.shell.pid(record.id);
         let mut view = views::vm(record, &self.shell.layout, &self.about.facts, pid);
-        if self.shell.halts.has(record.id) {
-            view.warnings.push(HALTED.to_owned());
+        if let Some(silence) = self.shell.halts.of(record.id) {
+            view.warnings.push(silence.words().to_owned());
         }
         self.warn_of_store(record.id, view.root_store.as_ref());
         view

@@ -17,6 +17,7 @@ use smol::{Async, Timer};
 
 use crate::failure::{Failure, FailureKind};
 use crate::host::socket::{self, Pinned};
+use crate::plan::step::{Fault, FaultKind};
 use crate::proto::agent::{AGENT_VERSION, AgentCall, AgentFailure, AgentRequest};
 use crate::proto::frame::{Decoder, Frame, Kind, encoded_json};
 use crate::proto::guest::{GuestCall, GuestConfig, ReadyAck};
@@ -212,15 +213,47 @@ pub fn out_of_reach(name: &str, failure: &Failure) -> Failure {
         ))
 }
 
-/// A VM whose guest cannot answer before its disk's writes go through.
-pub fn halted(name: &str) -> Failure {
-    Failure::new(FailureKind::Storage, format!("reach the agent of vm {name}"))
-        .because(HALTED)
-        .hint("It goes on by itself once there is room: `banger vm prune`, `banger image delete` and `df` help to make some.")
+/// What keeps a guest from answering though its VMM runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Silence {
+    /// It waits in the middle of a write until there is room.
+    Halted,
+    /// It was halted, and its vsock back end has not outlived that.
+    CutOff,
 }
 
-/// What is to be said of a VM whose guest is halted.
-pub const HALTED: &str = "its guest is halted: the disk of this machine is full";
+impl Silence {
+    /// What is to be said of such a VM.
+    pub fn words(self) -> &'static str {
+        match self {
+            Silence::Halted => "its guest is halted: the disk of this machine is full",
+            Silence::CutOff => {
+                "its guest runs and nobody reaches its agent: its vsock back end did not outlive what was sent to it while the guest was halted"
+            }
+        }
+    }
+
+    /// The fault of a step that needs its agent.
+    pub fn fault(self, attempt: &str) -> Fault {
+        Fault::new(FaultKind::Other, format!("{attempt}: {}", self.words()))
+    }
+
+    /// The failure of whatever needs the agent of the VM of this name.
+    pub fn failure(self, name: &str) -> Failure {
+        let hint = match self {
+            Silence::Halted => "It goes on by itself once there is room: `banger vm prune`, `banger image delete` and `df` help to make some.".to_owned(),
+            Silence::CutOff => format!(
+                "`banger vm restart {name}` boots it anew. It writes its files back by itself within half a minute; what it serves over the network it serves until then."
+            ),
+        };
+        Failure::new(
+            FailureKind::Storage,
+            format!("reach the agent of vm {name}"),
+        )
+        .because(self.words())
+        .hint(hint)
+    }
+}
 
 /// `CONNECT <port>\n`, then `OK <number>\n`, read byte by byte: what follows is the guest's.
 async fn handshake(stream: &Async<UnixStream>, port: u32) -> io::Result<()> {

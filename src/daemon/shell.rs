@@ -66,7 +66,7 @@ pub struct Shell {
     pub host: Arc<Hands>,
     /// Guests that boot or run.
     pub guests: Rc<Guests>,
-    /// Guests that are halted.
+    /// Guests that are halted, or were.
     pub halts: Halts,
     /// Pulls and sweeps.
     pub jobs: Jobs,
@@ -140,8 +140,14 @@ impl Shell {
         self.waits.insert(token, cancel);
         let (host, inbox, vm) = (self.host.clone(), self.inbox.clone(), step.vm());
         let socket = self.layout.vsock(vm);
+        let silence = self.halts.of(vm);
         let task = self.executor.spawn(async move {
-            let adjusted = adjust::adjust(host, &socket, step, sizes);
+            let adjusted = async {
+                match silence {
+                    Some(silence) => Err(silence.fault("adjust the guest")),
+                    None => adjust::adjust(host, &socket, step, sizes).await,
+                }
+            };
             let cancel = async {
                 if cancelled.recv().await.is_err() {
                     future::pending::<()>().await;
@@ -202,9 +208,14 @@ impl Shell {
     pub fn power_off(&self, vm: VmId, run: RunToken, now_ns: u64) {
         let inbox = self.inbox.clone();
         let socket = self.layout.vsock(vm);
+        let silence = self.halts.of(vm);
         let task = self.executor.spawn(async move {
-            let asked = guest::power_off(&socket, now_ns).await;
-            let result = asked.map_err(|failure| Fault::new(FaultKind::Other, failure.to_string()));
+            let result = match silence {
+                Some(silence) => Err(silence.fault("ask the guest to power off")),
+                None => guest::power_off(&socket, now_ns)
+                    .await
+                    .map_err(|failure| Fault::new(FaultKind::Other, failure.to_string())),
+            };
             let sent = Event::PowerOffSent { vm, run, result };
             let _ = inbox.send(Input::Event(sent)).await;
         });
@@ -260,15 +271,15 @@ impl Shell {
         let Some(known) = self.clients.remove(&client) else {
             return;
         };
-        if self.halts.has(vm) {
-            let line = Line::Failed(guest::halted(&name).into());
-            let _ = known.outbox.try_send(Outgoing {
-                line,
-                descriptor: None,
-            });
+        let failed = |failure: Failure| Outgoing {
+            line: Line::Failed(failure.into()),
+            descriptor: None,
+        };
+        if let Some(silence) = self.halts.of(vm) {
+            let _ = known.outbox.try_send(failed(silence.failure(&name)));
             return;
         }
-        let socket = self.layout.vsock(vm);
+        let (socket, halts) = (self.layout.vsock(vm), self.halts.clone());
         let task = self.executor.spawn(async move {
             let outgoing = match guest::dial(&socket, AGENT_PORT).await {
                 Ok(stream) => Outgoing {
@@ -278,9 +289,9 @@ impl Shell {
                     }),
                     descriptor: Some(stream.into()),
                 },
-                Err(failure) => Outgoing {
-                    line: Line::Failed(guest::out_of_reach(&name, &failure).into()),
-                    descriptor: None,
+                Err(failure) => match halts.why_unanswered(vm).await {
+                    Some(silence) => failed(silence.failure(&name)),
+                    None => failed(guest::out_of_reach(&name, &failure)),
                 },
             };
             // The client may have gone meanwhile.
@@ -463,8 +474,7 @@ impl Shell {
             Some(process) => self.pids.insert(vm, (run, process.pid())),
             None => self.pids.remove(&vm),
         };
-        let halts = self.layout.halt_socket(vm);
-        self.halts.attend(vm, halts, &self.executor);
+        self.halts.attend(vm, &self.layout, &self.executor);
         self.guests.watch(vm, run, process.map(Process::into_pidfd));
     }
 

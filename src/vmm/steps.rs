@@ -105,6 +105,16 @@ impl Vmms {
         Ok(self.vsock_processes(vm)?.into_iter().next())
     }
 
+    /// Whether the vsock back end serves its guest. One that cannot be looked at, or that
+    /// is none of a VM's (Firecracker), is not said not to.
+    ///
+    /// # Errors
+    /// The machine's processes cannot be listed.
+    pub fn backend_serves(&self, vm: VmId) -> Result<bool, Fault> {
+        let process = self.watch_backend(vm)?;
+        Ok(process.is_none_or(|process| vsock_backend::has_worker(process.pid()).unwrap_or(true)))
+    }
+
     /// How a process of a VM ended, where this daemon started it.
     pub fn how_it_ended(&self, pid: u32) -> Option<String> {
         self.children.how_it_ended(pid)

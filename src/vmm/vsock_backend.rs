@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use crate::host::process::Marker;
 use crate::host::program::Programs;
@@ -33,6 +34,25 @@ pub fn arguments(vsock: &Path, vhost: &Path) -> Vec<OsString> {
     ]
 }
 
+/// What the thread is called that serves a guest's queues (vhost-user-backend 0.20).
+const WORKER: &str = "vring_worker";
+
+/// Whether a back end still has the thread that serves its guest; a process that has ended
+/// has none.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn has_worker(pid: u32) -> io::Result<bool> {
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        match fs::read_to_string(task?.path().join("comm")) {
+            Ok(name) if name.trim_end() == WORKER => return Ok(true),
+            // It may end while it is looked at.
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(false)
+}
+
 /// The words of its command line that only this VM's back end has.
 pub fn marker(vsock: &Path) -> Marker {
     Marker::new([OsString::from("--uds-path"), vsock.into()])
@@ -41,6 +61,20 @@ pub fn marker(vsock: &Path) -> Marker {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_worker_is_found_by_its_name() {
+        let (say, hear) = std::sync::mpsc::channel::<()>();
+        assert!(!has_worker(std::process::id()).unwrap());
+        let named = std::thread::Builder::new().name(WORKER.to_owned());
+        let worker = named.spawn(move || hear.recv().is_err()).unwrap();
+        // A thread names itself, a moment after it was made.
+        while !has_worker(std::process::id()).unwrap() {
+            std::thread::yield_now();
+        }
+        drop(say);
+        assert!(worker.join().unwrap());
+    }
 
     #[test]
     fn the_marker_is_in_the_arguments() {
