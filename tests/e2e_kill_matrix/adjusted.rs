@@ -30,6 +30,7 @@ pub fn judge(lab: &Lab, fault: Fault, said: &Ran, otherwise: Verdict) -> Verdict
     if row == [Some(1 << 30), None] {
         return match (said.code(), fault) {
             (Some(0), _) => Verdict::Fail(format!("it said done: {view}")),
+            _ if otherwise == Verdict::Restarted => otherwise,
             (_, Fault::KillDaemon) => Verdict::Adopted,
             _ => Verdict::AsBefore,
         };
@@ -38,11 +39,10 @@ pub fn judge(lab: &Lab, fault: Fault, said: &Ran, otherwise: Verdict) -> Verdict
         return Verdict::Fail(format!("neither the old sizes nor the new ones: {view}"));
     }
     match (said.code(), fault) {
+        _ if otherwise == Verdict::Restarted => reached(lab, fault, otherwise),
         // The next daemon does it, and nobody is told when.
-        (Some(DAEMON_ENDED), _) | (_, Fault::KillDaemon) => {
-            given(ask_until(|| sizes(lab, fault), is_given), Verdict::Adopted)
-        }
-        (Some(0), _) => given(ask_until(|| sizes(lab, fault), is_given), Verdict::Done),
+        (Some(DAEMON_ENDED), _) | (_, Fault::KillDaemon) => reached(lab, fault, Verdict::Adopted),
+        (Some(0), _) => reached(lab, fault, Verdict::Done),
         _ => again(lab, fault, said),
     }
 }
@@ -55,9 +55,20 @@ fn again(lab: &Lab, fault: Fault, said: &Ran) -> Verdict {
     }
     let ran = lab.banger.run(&Operation::Adjust.command());
     match ran.code() {
-        Some(0) => given(ask_until(|| sizes(lab, fault), is_given), Verdict::Again),
+        Some(0) => reached(lab, fault, Verdict::Again),
         _ if says(&ran, "banger vm restart") => restarted(lab, fault),
         _ => Verdict::Fail(format!("asked again: {ran:?}")),
+    }
+}
+
+/// The guest has the sizes, or has them after the restart that is said to be needed: the
+/// full disk has halted it, and its back end has not outlived that.
+fn reached(lab: &Lab, fault: Fault, verdict: Verdict) -> Verdict {
+    let cut_off = |seen: &Seen| says(&seen.said, "banger vm restart");
+    let seen = ask_until(|| look(lab, fault), |seen| is_given(seen) || cut_off(seen));
+    match cut_off(&seen) {
+        true => restarted(lab, fault),
+        false => given(&seen, verdict),
     }
 }
 
@@ -65,7 +76,7 @@ fn restarted(lab: &Lab, fault: Fault) -> Verdict {
     let ran = lab.banger.run(&["vm", "restart", VM]);
     match ran.code() {
         Some(0) => given(
-            ask_until(|| sizes(lab, fault), is_given),
+            &ask_until(|| look(lab, fault), is_given),
             Verdict::Restarted,
         ),
         _ => Verdict::Fail(format!("restarted: {ran:?}")),
@@ -76,28 +87,43 @@ fn says(said: &Ran, words: &str) -> bool {
     said.error().contains(words)
 }
 
-/// KiB of the file system on the work disk, bytes of memory that the guest has.
-fn sizes(lab: &Lab, fault: Fault) -> (u64, u64) {
+/// What a VM has.
+#[derive(Debug)]
+struct Seen {
+    /// What the guest was asked for, and said.
+    said: Ran,
+    /// KiB of the file system on the work disk.
+    work_disk: u64,
+    /// Bytes of memory that the guest has.
+    memory: u64,
+}
+
+fn look(lab: &Lab, fault: Fault) -> Seen {
     let home = ["vm", "exec", VM, "--", "df", "-k", "--output=size", "/root"];
-    let said = lab.banger.run(&home).text();
-    let kibibytes = said.split_whitespace().last().and_then(|n| n.parse().ok());
+    let said = lab.banger.run(&home);
+    let text = said.text();
+    let kibibytes = text.split_whitespace().last().and_then(|n| n.parse().ok());
     let memory = lab.banger.json(&["vm", "show", VM])["memory_actual"].as_u64();
     // Without its socket nobody can ask the VMM.
     let unknown = match fault {
         Fault::Gone(Object::Socket) => 0,
         _ => u64::MAX,
     };
-    (kibibytes.unwrap_or_default(), memory.unwrap_or(unknown))
+    Seen {
+        work_disk: kibibytes.unwrap_or_default(),
+        memory: memory.unwrap_or(unknown),
+        said,
+    }
 }
 
 /// A file system is a little smaller than its disk; a balloon takes its time.
-fn is_given(sizes: &(u64, u64)) -> bool {
-    sizes.0 > 1100 << 10 && sizes.1 <= MEMORY_TARGET
+fn is_given(seen: &Seen) -> bool {
+    seen.work_disk > 1100 << 10 && seen.memory <= MEMORY_TARGET
 }
 
-fn given(sizes: (u64, u64), verdict: Verdict) -> Verdict {
-    match is_given(&sizes) {
+fn given(seen: &Seen, verdict: Verdict) -> Verdict {
+    match is_given(seen) {
         true => verdict,
-        false => Verdict::Fail(format!("it has not got them: {sizes:?}")),
+        false => Verdict::Fail(format!("it has not got them: {seen:?}")),
     }
 }

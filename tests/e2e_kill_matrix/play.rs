@@ -8,6 +8,7 @@ use crate::fault::{Fault, Object};
 use crate::lab::Lab;
 use crate::operation::{Operation, VM};
 use crate::support::events::ask_until;
+use crate::support::running::Ran;
 use crate::support::{COMMAND_DEADLINE, is_root, skip};
 use crate::table::{Table, Verdict};
 
@@ -36,11 +37,7 @@ pub fn matrix(operation: Operation) {
         false => faults,
     };
     let only = std::env::var("BANGER_KILL_MATRIX_FAULT").unwrap_or_default();
-    // Open: see FAIL 3 and the blank cells of docs/crash-recovery.md.
-    let open = [Fault::NoSpace, Fault::Gone(Object::Socket)];
-    let is_open = |fault: &Fault| operation == Operation::Adjust && open.contains(fault);
-    let wanted =
-        |(_, fault): &(usize, &Fault)| fault.word().contains(&only) && (all || !is_open(fault));
+    let wanted = |(_, fault): &(usize, &Fault)| fault.word().contains(&only);
     let only_at = std::env::var("BANGER_KILL_MATRIX_PLACE").unwrap_or_default();
     for (number, fault) in faults.iter().enumerate().filter(wanted) {
         // A few: each fault once, at the first place after a different one where there
@@ -164,7 +161,9 @@ fn interrupt(lab: &Lab, operation: Operation, place: &str, fault: Fault) -> Verd
     lab.point.clear();
     lab.disk.free();
     let verdict = match judge(lab, operation, fault) {
-        verdict @ (Verdict::Done | Verdict::Adopted) if operation == Operation::Adjust => {
+        verdict @ (Verdict::Done | Verdict::Adopted | Verdict::Restarted)
+            if operation == Operation::Adjust =>
+        {
             adjusted::judge(lab, fault, &said, verdict)
         }
         Verdict::Stuck(_) => retry(lab, operation, fault),
@@ -235,12 +234,19 @@ fn judge(lab: &Lab, operation: Operation, fault: Fault) -> Verdict {
 
 fn answers(lab: &Lab, fault: Fault) -> Verdict {
     let ask = || lab.banger.run(&["vm", "exec", VM, "--", "echo", "here"]);
-    let ran = match fault {
+    let cut_off = |ran: &Ran| ran.error().contains("banger vm restart");
+    let mut ran = match fault {
         // Halted by the full disk; it goes on by itself, some seconds after there is room.
-        Fault::NoSpace => ask_until(ask, |ran| ran.code() == Some(0)),
+        Fault::NoSpace => ask_until(ask, |ran| ran.code() == Some(0) || cut_off(ran)),
         _ => ask(),
     };
+    let restarted = fault == Fault::NoSpace && cut_off(&ran);
+    if restarted {
+        lab.banger.ok(&["vm", "restart", VM]);
+        ran = ask();
+    }
     match (ran.text().trim(), fault) {
+        ("here", _) if restarted => Verdict::Restarted,
         ("here", Fault::KillDaemon) => Verdict::Adopted,
         ("here", _) => Verdict::Done,
         _ => Verdict::Fail(format!("it runs and does not answer: {ran:?}")),
