@@ -227,15 +227,24 @@ fn daemon_killed_in_the_middle_of_a_stream_loses_no_byte_of_it() {
     assert_eq!(banger.exec("a", &["echo", "still here"]), "still here");
 }
 
-/// Kills the vsock back end of this banger's one VM.
-fn kill_backend(banger: &Banger) {
-    let runs_as_backend = |pid: &u32| {
-        // The kernel keeps the first 15 bytes of a program's name (proc(5)).
+/// Kills the process of this banger's one VM whose program has this name.
+fn kill_program(banger: &Banger, program: &str) {
+    // The kernel keeps the first 15 bytes of a program's name (proc(5)).
+    let kept = &program[..program.len().min(15)];
+    let runs_it = |pid: &u32| {
         let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        name.trim() == "vhost-device-vs"
+        name.trim() == kept
     };
-    let backend = banger.processes().into_iter().find(runs_as_backend);
-    kill_and_wait(backend.expect("a VM of QEMU has a vsock back end"));
+    let process = banger.processes().into_iter().find(runs_it);
+    kill_and_wait(process.unwrap_or_else(|| panic!("a VM of QEMU has a {program}")));
+}
+
+fn kill_backend(banger: &Banger) {
+    kill_program(banger, "vhost-device-vsock");
+}
+
+fn kill_vmm(banger: &Banger) {
+    kill_program(banger, "qemu-system-x86_64");
 }
 
 /// Removes the folder with the sockets of this banger's one VM.
@@ -293,6 +302,26 @@ fn backend_that_is_killed_stops_its_vm_with_the_reason_and_leaves_nothing() {
     assert_eq!(rest(&banger), ["stopped"]);
     banger.ok(&["vm", "delete", "a"]);
     assert_eq!(before.changes(&Census::take(&banger)), [""; 0]);
+}
+
+#[test]
+fn vmm_that_is_killed_is_the_reason_though_its_back_end_goes_with_it() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.boot("a");
+    let ended = "its VMM ended while the guest ran";
+    // Both ends are told by watches of their own, in either order.
+    for _ in 0..3 {
+        assert_eq!(
+            reason_once(kill_vmm, &banger),
+            format!("{ended}: killed by signal 9")
+        );
+        banger.ok(&["vm", "start", "a"]);
+    }
+
+    banger.kill_daemon();
+    assert_eq!(banger.phase("a"), "running");
+    // Not a child of this daemon: how it ended is not known.
+    assert_eq!(reason_once(kill_vmm, &banger), ended);
 }
 
 #[test]

@@ -4,8 +4,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::os::fd::OwnedFd;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::rc::Rc;
@@ -18,6 +17,7 @@ use smol::{Async, LocalExecutor, Task, Timer};
 use super::clients::Input;
 use super::guest::{self, GuestNews};
 use crate::host::layout::Layout;
+use crate::host::process::Process;
 use crate::model::ids::VmId;
 use crate::plan::event::{Event, RunToken};
 use crate::plan::record::BootReport;
@@ -129,17 +129,26 @@ impl Guests {
         told.or(cancel).or(late).await
     }
 
-    /// Says when the process behind this descriptor has ended.
-    pub fn watch(&self, vm: VmId, run: RunToken, process: Option<OwnedFd>) {
+    /// Says when a VM's VMM has ended, and why: `how` tells that of a process by its id,
+    /// where it is known.
+    pub fn watch(
+        &self,
+        vm: VmId,
+        run: RunToken,
+        process: Option<Process>,
+        how: impl Fn(u32) -> Option<String> + 'static,
+    ) {
         let inbox = self.inbox.clone();
         let console = self.layout.console_log(vm);
         let watching = async move {
-            let reason = match process.map(Async::new) {
-                Some(Ok(process)) => match process.readable().await {
-                    Ok(()) => last_words(&console),
-                    Err(error) => format!("its VMM cannot be watched: {error}"),
-                },
-                Some(Err(error)) => format!("its VMM cannot be watched: {error}"),
+            let reason = match process {
+                Some(process) => {
+                    let pid = process.pid();
+                    match ended(process).await {
+                        Ok(()) => last_words(&console, how(pid)),
+                        Err(error) => format!("its VMM cannot be watched: {error}"),
+                    }
+                }
                 None => "its VMM was not there any more".to_owned(),
             };
             let exited = Event::VmmExited { vm, run, reason };
@@ -149,9 +158,17 @@ impl Guests {
     }
 }
 
-/// Why a VMM ended, as far as its guest's console tells. `/init` and the agent write a
-/// line before they switch off; the kernel says that it powers down.
-fn last_words(console: &Path) -> String {
+/// Waits for a process's end.
+///
+/// # Errors
+/// It cannot be watched.
+pub async fn ended(process: Process) -> io::Result<()> {
+    Async::new(process.into_pidfd())?.readable().await
+}
+
+/// Why a VMM ended, as far as its guest's console tells, else `how` it did. `/init` and the
+/// agent write a line before they switch off; the kernel says that it powers down.
+fn last_words(console: &Path, how: Option<String>) -> String {
     let lines = end_of(console).unwrap_or_default();
     let lines = String::from_utf8_lossy(&lines);
     let said = |words: &str| lines.lines().rev().find_map(|line| line.split_once(words));
@@ -160,7 +177,10 @@ fn last_words(console: &Path) -> String {
     }
     match said("reboot: Power down").or(said("reboot: Restarting system")) {
         Some(_) => "the guest powered off".to_owned(),
-        None => "its VMM ended while the guest ran".to_owned(),
+        None => {
+            let how = how.map(|how| format!(": {how}")).unwrap_or_default();
+            format!("its VMM ended while the guest ran{how}")
+        }
     }
 }
 
@@ -232,11 +252,13 @@ async fn hear(
 mod tests {
     use super::*;
 
+    const KILLED: &str = "killed by signal 9";
+
     fn reason(console: &str) -> String {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("console.log");
         std::fs::write(&path, console).unwrap();
-        last_words(&path)
+        last_words(&path, Some(KILLED.to_owned()))
     }
 
     #[test]
@@ -259,10 +281,8 @@ mod tests {
             "the guest powered off"
         );
         let cut = format!("{}login: ", "x".repeat(9000));
-        assert_eq!(reason(&cut), "its VMM ended while the guest ran");
-        assert_eq!(
-            last_words(Path::new("/none")),
-            "its VMM ended while the guest ran"
-        );
+        let ended = "its VMM ended while the guest ran";
+        assert_eq!(reason(&cut), format!("{ended}: {KILLED}"));
+        assert_eq!(last_words(Path::new("/none"), None), ended);
     }
 }

@@ -20,7 +20,7 @@ use super::base::{self, Base};
 use super::clients::Input;
 use super::connection::{Outbox, Outgoing};
 use super::guest;
-use super::guests::Guests;
+use super::guests::{self, Guests};
 use super::halts::Halts;
 use super::hands::Hands;
 use super::holds;
@@ -475,7 +475,9 @@ impl Shell {
             None => self.pids.remove(&vm),
         };
         self.halts.attend(vm, &self.layout, &self.executor);
-        self.guests.watch(vm, run, process.map(Process::into_pidfd));
+        let host = self.host.clone();
+        let how = move |pid| host.real().vmms().how_it_ended(pid);
+        self.guests.watch(vm, run, process, how);
     }
 
     /// Says when a VM's vsock back end ends, and how where it was our child; or that its
@@ -530,11 +532,7 @@ impl Shell {
 
 /// Waits for a process's end. One that cannot be watched counts as ended, as a VMM does.
 async fn end_of(process: Process) {
-    let watched = match Async::new(process.into_pidfd()) {
-        Ok(pidfd) => pidfd.readable().await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = watched {
+    if let Err(error) = guests::ended(process).await {
         log::error!("watch a vsock back end: {error}");
     }
 }
