@@ -152,12 +152,13 @@ fn guest_on_a_disk_that_fills_up_waits_and_goes_on_when_there_is_room() {
     ask_until(show, |said| {
         said.contains("the disk of this machine is full")
     });
-    // A daemon that was not there finds it out.
+    // A daemon that was not there finds it out before it sends anything, which would cut
+    // the guest off.
     banger.kill_daemon();
-    ask_until(show, |said| said.contains("is halted"));
     let ran = banger.run(&["vm", "exec", "a", "--", "true"]);
     assert_eq!(ran.code(), Some(125), "{ran:?}");
     assert!(ran.error().contains("once there is room"), "{ran:?}");
+    assert!(show().contains("is halted"));
     fs::remove_file(filler).expect("the filler is ours");
 
     let ran = writing.finish(DEADLINE);
@@ -188,15 +189,19 @@ fn guest_whose_client_left_while_it_was_halted_is_told_to_be_cut_off() {
     writing.finish(DEADLINE);
     fs::remove_file(filler).expect("the filler is ours");
 
-    ask_until(show, |said| said.contains("nobody reaches its agent"));
+    let told = |said: &str| {
+        said.contains("nobody reaches its agent") && said.contains("banger vm restart a")
+    };
+    ask_until(show, |said| told(said));
     let ran = banger.run(&["vm", "exec", "a", "--", "true"]);
     assert_eq!(ran.code(), Some(125), "{ran:?}");
     assert!(ran.error().contains("banger vm restart a"), "{ran:?}");
-    // A daemon that was not there finds it out when it is asked.
+    // A daemon that was not there finds it out and keeps it in mind.
     banger.kill_daemon();
     let ran = banger.run(&["vm", "exec", "a", "--", "true"]);
     assert!(ran.error().contains("banger vm restart a"), "{ran:?}");
     assert!(ran.error().contains("nobody reaches its agent"), "{ran:?}");
+    assert!(told(&show()));
     banger.ok(&["vm", "restart", "a"]);
     assert_eq!(banger.exec("a", &["cat", "/root/kept"]), "kept");
 }

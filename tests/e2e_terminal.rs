@@ -46,8 +46,9 @@ fn control_characters_act_inside_the_guest() {
     terminal.wait_for("waiting");
     terminal.type_in("\x1a");
     terminal.wait_for("Stopped");
-    terminal.type_in("kill %1; echo job $?\n");
-    terminal.wait_for("job 0");
+    // Waited for: a shell that is left with a stopped job says so and stays.
+    terminal.type_in("bg; kill %1; wait %1; echo job $?\n");
+    terminal.wait_for("job 143");
     terminal.wait_for("# ");
     terminal.type_in("\x04");
     terminal.finish();

@@ -192,7 +192,7 @@ impl Actor {
         }
         let recovered = matches!(event, Event::Recovered { .. });
         if let Event::VmmExited { vm, run, .. } = &event {
-            self.shell.forget_pid(*vm, *run);
+            self.shell.forget_run(*vm, *run);
         }
         if let Event::StepDone { vm, token, result } = &event {
             self.shell.waits.remove(token);
@@ -419,7 +419,8 @@ impl Actor {
         let pid = self.shell.pid(record.id);
         let mut view = views::vm(record, &self.shell.layout, &self.about.facts, pid);
         if let Some(silence) = self.shell.halts.of(record.id) {
-            view.warnings.push(silence.words().to_owned());
+            let name = record.spec.name.as_str();
+            view.warnings.push(silence.warning(name));
         }
         self.warn_of_store(record.id, view.root_store.as_ref());
         view

@@ -5,9 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::guest;
+use super::halts::Halts;
 use super::hands::Hands;
 use super::moment;
 use crate::host::Host;
+use crate::model::ids::VmId;
 use crate::plan::step::{Fault, FaultKind, LiveSizes, Step};
 use crate::proto::agent::{Adjust, AgentFailureKind, AgentRequest};
 
@@ -17,10 +19,13 @@ use crate::proto::agent::{Adjust, AgentFailureKind, AgentRequest};
 /// What refused, or did not answer. Of kind `Missing`: the VM has no balloon.
 pub async fn adjust(
     host: Arc<Hands>,
+    halts: &Halts,
     socket: &Path,
     step: Step,
     sizes: LiveSizes,
 ) -> Result<(), Fault> {
+    let vm = step.vm();
+    let guest = Guest { vm, halts, socket };
     let balloon = sizes.memory_target.is_some();
     if balloon {
         // Firecracker's balloon is deaf until the guest has a driver for it.
@@ -28,7 +33,7 @@ pub async fn adjust(
             balloon,
             work_disk: None,
         };
-        ask(socket, wanted).await?;
+        guest.ask(wanted).await?;
     }
     smol::unblock(move || host.ensure(&step))
         .await
@@ -37,25 +42,35 @@ pub async fn adjust(
         balloon: false,
         work_disk: Some(sizes.work_disk.0),
     };
-    ask(socket, wanted).await
+    guest.ask(wanted).await
 }
 
-async fn ask(socket: &Path, wanted: Adjust) -> Result<(), Fault> {
-    let request = AgentRequest::Adjust(wanted);
-    match guest::ask(socket, moment::now_ns(), request, "adjust the guest").await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(refusal)) if refusal.kind == AgentFailureKind::Unsupported => {
-            let what = guest::words(&refusal.what);
-            Err(without_balloon(Fault::new(FaultKind::Missing, what)))
+/// Whom to ask.
+struct Guest<'a> {
+    vm: VmId,
+    halts: &'a Halts,
+    socket: &'a Path,
+}
+
+impl Guest<'_> {
+    async fn ask(&self, wanted: Adjust) -> Result<(), Fault> {
+        let attempt = "adjust the guest";
+        if let Some(silence) = self.halts.settled(self.vm).await {
+            return Err(silence.fault(attempt));
         }
-        Ok(Err(refusal)) => {
-            let what = guest::words(&refusal.what);
-            Err(Fault::new(
-                FaultKind::Other,
-                format!("adjust the guest: {what}"),
-            ))
+        let request = AgentRequest::Adjust(wanted);
+        match guest::ask(self.socket, moment::now_ns(), request, attempt).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(refusal)) if refusal.kind == AgentFailureKind::Unsupported => {
+                let what = guest::words(&refusal.what);
+                Err(without_balloon(Fault::new(FaultKind::Missing, what)))
+            }
+            Ok(Err(refusal)) => {
+                let what = format!("{attempt}: {}", guest::words(&refusal.what));
+                Err(Fault::new(FaultKind::Other, what))
+            }
+            Err(failure) => Err(Fault::new(FaultKind::Other, failure.to_string())),
         }
-        Err(failure) => Err(Fault::new(FaultKind::Other, failure.to_string())),
     }
 }
 

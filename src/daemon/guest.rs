@@ -218,7 +218,7 @@ pub fn out_of_reach(name: &str, failure: &Failure) -> Failure {
 pub enum Silence {
     /// It waits in the middle of a write until there is room.
     Halted,
-    /// It was halted, and its vsock back end has not outlived that.
+    /// Its vsock back end serves it no more: it has not outlived a halt.
     CutOff,
 }
 
@@ -228,30 +228,45 @@ impl Silence {
         match self {
             Silence::Halted => "its guest is halted: the disk of this machine is full",
             Silence::CutOff => {
-                "its guest runs and nobody reaches its agent: its vsock back end did not outlive what was sent to it while the guest was halted"
+                "its guest runs and nobody reaches its agent: its vsock back end serves it no more"
             }
         }
     }
 
     /// The fault of a step that needs its agent.
     pub fn fault(self, attempt: &str) -> Fault {
-        Fault::new(FaultKind::Other, format!("{attempt}: {}", self.words()))
+        let kind = match self {
+            Silence::Halted => FaultKind::Full,
+            Silence::CutOff => FaultKind::CutOff,
+        };
+        Fault::new(kind, format!("{attempt}: {}", self.words()))
     }
 
     /// The failure of whatever needs the agent of the VM of this name.
     pub fn failure(self, name: &str) -> Failure {
+        let kind = match self {
+            Silence::Halted => FailureKind::Storage,
+            Silence::CutOff => FailureKind::Failed,
+        };
         let hint = match self {
             Silence::Halted => "It goes on by itself once there is room: `banger vm prune`, `banger image delete` and `df` help to make some.".to_owned(),
             Silence::CutOff => format!(
                 "`banger vm restart {name}` boots it anew. It writes its files back by itself within half a minute; what it serves over the network it serves until then."
             ),
         };
-        Failure::new(
-            FailureKind::Storage,
-            format!("reach the agent of vm {name}"),
-        )
-        .because(self.words())
-        .hint(hint)
+        Failure::new(kind, format!("reach the agent of vm {name}"))
+            .because(self.words())
+            .hint(hint)
+    }
+
+    /// What is shown with the VM of this name.
+    pub fn warning(self, name: &str) -> String {
+        match self {
+            Silence::Halted => self.words().to_owned(),
+            Silence::CutOff => {
+                format!("{}: `banger vm restart {name}` boots it anew", self.words())
+            }
+        }
     }
 }
 

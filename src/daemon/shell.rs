@@ -140,14 +140,9 @@ impl Shell {
         self.waits.insert(token, cancel);
         let (host, inbox, vm) = (self.host.clone(), self.inbox.clone(), step.vm());
         let socket = self.layout.vsock(vm);
-        let silence = self.halts.of(vm);
+        let halts = self.halts.clone();
         let task = self.executor.spawn(async move {
-            let adjusted = async {
-                match silence {
-                    Some(silence) => Err(silence.fault("adjust the guest")),
-                    None => adjust::adjust(host, &socket, step, sizes).await,
-                }
-            };
+            let adjusted = adjust::adjust(host, &halts, &socket, step, sizes);
             let cancel = async {
                 if cancelled.recv().await.is_err() {
                     future::pending::<()>().await;
@@ -208,9 +203,9 @@ impl Shell {
     pub fn power_off(&self, vm: VmId, run: RunToken, now_ns: u64) {
         let inbox = self.inbox.clone();
         let socket = self.layout.vsock(vm);
-        let silence = self.halts.of(vm);
+        let halts = self.halts.clone();
         let task = self.executor.spawn(async move {
-            let result = match silence {
+            let result = match halts.settled(vm).await {
                 Some(silence) => Err(silence.fault("ask the guest to power off")),
                 None => guest::power_off(&socket, now_ns)
                     .await
@@ -275,12 +270,12 @@ impl Shell {
             line: Line::Failed(failure.into()),
             descriptor: None,
         };
-        if let Some(silence) = self.halts.of(vm) {
-            let _ = known.outbox.try_send(failed(silence.failure(&name)));
-            return;
-        }
         let (socket, halts) = (self.layout.vsock(vm), self.halts.clone());
         let task = self.executor.spawn(async move {
+            if let Some(silence) = halts.settled(vm).await {
+                let _ = known.outbox.try_send(failed(silence.failure(&name)));
+                return;
+            }
             let outgoing = match guest::dial(&socket, AGENT_PORT).await {
                 Ok(stream) => Outgoing {
                     line: Line::Done(Reply::Dialed {
@@ -474,7 +469,7 @@ impl Shell {
             Some(process) => self.pids.insert(vm, (run, process.pid())),
             None => self.pids.remove(&vm),
         };
-        self.halts.attend(vm, &self.layout, &self.executor);
+        self.halts.attend(vm, run, &self.layout, &self.executor);
         let host = self.host.clone();
         let how = move |pid| host.real().vmms().how_it_ended(pid);
         self.guests.watch(vm, run, process, how);
@@ -522,8 +517,9 @@ impl Shell {
         self.pids.get(&vm).map(|(_, pid)| *pid)
     }
 
-    /// Forgets the process id of a run that has ended; the next one may have begun.
-    pub fn forget_pid(&mut self, vm: VmId, run: RunToken) {
+    /// Forgets what is known of a run that has ended; the next one may have begun.
+    pub fn forget_run(&mut self, vm: VmId, run: RunToken) {
+        self.halts.forget(vm, run);
         if self.pids.get(&vm).is_some_and(|(of, _)| *of == run) {
             self.pids.remove(&vm);
         }

@@ -428,6 +428,8 @@ pub enum FaultKind {
     Timeout,
     /// The VMM ended.
     Exited,
+    /// The VMM runs and nobody reaches the guest's agent.
+    CutOff,
     /// The step's flag was raised.
     Cancelled,
     /// Anything else.

@@ -32,12 +32,25 @@ struct Status {
     status: String,
 }
 
-/// Whether a line of the monitor says that the guest is halted by an error of a disk.
-pub fn is_told(line: &str) -> bool {
-    match serde_json::from_str(line) {
-        Ok(Line::Event { event, data }) => event == "BLOCK_IO_ERROR" && data.action == "stop",
-        Ok(Line::Answer { answer }) => answer.status == "io-error",
-        Err(_) => false,
+/// What the monitor says of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// It is halted by an error of a disk.
+    Halted,
+    /// Asked, that it is not.
+    Runs,
+}
+
+/// What a line of the monitor says of the guest, if anything.
+pub fn told(line: &str) -> Option<Told> {
+    match serde_json::from_str(line).ok()? {
+        Line::Event { event, data } => {
+            (event == "BLOCK_IO_ERROR" && data.action == "stop").then_some(Told::Halted)
+        }
+        Line::Answer { answer } => Some(match answer.status == "io-error" {
+            true => Told::Halted,
+            false => Told::Runs,
+        }),
     }
 }
 
@@ -53,13 +66,13 @@ mod tests {
                  {{\"device\": \"work\", \"nospace\": true, \"action\": \"{action}\"}}}}"
             )
         };
-        assert!(is_told(&error("stop")));
-        assert!(!is_told(&error("report")));
+        assert_eq!(told(&error("stop")), Some(Told::Halted));
+        assert_eq!(told(&error("report")), None);
         let status = |word: &str| format!("{{\"return\": {{\"status\": \"{word}\"}}}}");
-        assert!(is_told(&status("io-error")));
-        assert!(!is_told(&status("running")));
+        assert_eq!(told(&status("io-error")), Some(Told::Halted));
+        assert_eq!(told(&status("running")), Some(Told::Runs));
         for other in ["{\"return\": {}}", "{\"event\": \"STOP\"}", "garbage"] {
-            assert!(!is_told(other));
+            assert_eq!(told(other), None);
         }
     }
 }

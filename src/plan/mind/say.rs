@@ -97,6 +97,7 @@ pub(super) fn failure(goal: Goal, name: &VmName, fault: &Fault, at: Option<StepK
         | FaultKind::Missing
         | FaultKind::Timeout
         | FaultKind::Exited
+        | FaultKind::CutOff
         | FaultKind::Other => FailureKind::Failed,
     };
     let failure = Failure::new(kind, format!("{verb} vm {name}")).because(&fault.what);
@@ -119,6 +120,9 @@ fn hint(goal: Goal, name: &VmName, kind: FaultKind, at: Option<StepKind>) -> Opt
         (FaultKind::Exited, _) if goal == Goal::Adjust => Some(format!(
             "What was asked is kept: `banger vm start {name}` brings it about."
         )),
+        (FaultKind::CutOff, _) if goal == Goal::Adjust => Some(format!(
+            "What was asked is kept: `banger vm restart {name}` brings it about."
+        )),
         _ if goal == Goal::Adjust => Some(again(name)),
         (_, Some(StepKind::Ready)) => Some(format!(
             "The VM is kept: see `banger vm logs {name} --console`, then `banger vm start {name}` or `banger vm delete {name}`. `banger store check --contents` tells whether its image or kernel is damaged."
@@ -129,6 +133,7 @@ fn hint(goal: Goal, name: &VmName, kind: FaultKind, at: Option<StepKind>) -> Opt
             | FaultKind::Denied
             | FaultKind::Timeout
             | FaultKind::Exited
+            | FaultKind::CutOff
             | FaultKind::Other,
             _,
         ) => Some("Run `banger doctor`: it checks what a VM needs.".to_owned()),
@@ -177,5 +182,17 @@ mod tests {
             let says_room = hint.contains("banger vm prune");
             assert_eq!(says_room, kind == FaultKind::Full, "{hint}");
         }
+    }
+
+    #[test]
+    fn adjustment_of_a_guest_nobody_reaches_names_what_boots_it_anew() {
+        let name: VmName = "a".parse().unwrap();
+        let fault = Fault::new(FaultKind::CutOff, "why");
+
+        let failure = failure(Goal::Adjust, &name, &fault, Some(StepKind::Adjusted));
+
+        let hint = failure.hint.unwrap_or_default();
+        assert!(hint.contains("`banger vm restart a`"), "{hint}");
+        assert!(!hint.contains("banger vm set"), "{hint}");
     }
 }

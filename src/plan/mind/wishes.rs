@@ -200,8 +200,7 @@ impl Mind {
         if let Err(fault) = result
             && self.is_run(id, run)
         {
-            self.log(Some(id), None, format!("no graceful stop: {fault}"));
-            self.end_waiting_for_guest(id);
+            self.kill_waiting_guest(id, &fault.what);
         }
     }
 
@@ -209,17 +208,24 @@ impl Mind {
         let vm = self.vms.get(&id);
         if matches!(vm.and_then(|vm| vm.work.as_ref()), Some(Work::PoweringOff { timer, .. }) if *timer == fired)
         {
-            self.log(
-                Some(id),
-                None,
-                "no graceful stop: the guest did not power off".to_owned(),
-            );
-            self.end_waiting_for_guest(id);
+            let limit_s = retry::POWER_OFF_MS / 1000;
+            let why = format!("the guest did not power off within {limit_s} s");
+            self.kill_waiting_guest(id, &why);
         }
+    }
+
+    /// What was not written back is lost, so the VM tells of it.
+    fn kill_waiting_guest(&mut self, id: VmId, why: &str) {
+        self.log(Some(id), None, format!("no graceful stop: {why}"));
+        self.end_power_off(id, Some(format!("killed: {why}")));
     }
 
     /// Goes from the waiting for the guest to the removal of its run.
     pub(super) fn end_waiting_for_guest(&mut self, id: VmId) {
+        self.end_power_off(id, None);
+    }
+
+    fn end_power_off(&mut self, id: VmId, reason: Option<String>) {
         let Some(vm) = self.vms.get_mut(&id) else {
             return;
         };
@@ -230,7 +236,7 @@ impl Mind {
                 then,
             }) => {
                 self.timers.remove(&timer);
-                self.begin_stop(id, None, waiters, then);
+                self.begin_stop(id, reason, waiters, then);
             }
             other => vm.work = other,
         }
