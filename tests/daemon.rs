@@ -165,6 +165,27 @@ fn a_daemon_that_cannot_read_its_configuration_says_so_when_started_by_hand() {
     assert!(ran.error().contains("line 2"), "{ran:?}");
 }
 
+/// Symptom: out of descriptors, a daemon took VMs that it could not look for as ended.
+#[test]
+fn a_daemon_raises_the_few_open_files_that_a_login_allows() {
+    let banger = Banger::new();
+    let list = banger.command(&["vm", "list"]);
+    let mut command = banger.command_of("sh");
+    command.args(["-c", "ulimit -Sn 64 && exec \"$@\"", "sh"]);
+    command.arg(list.get_program()).args(list.get_args());
+    let ran = command.output().unwrap();
+    assert!(ran.status.success(), "{ran:?}");
+    let daemon = banger.daemon().expect("a daemon runs");
+    let limits = std::fs::read_to_string(format!("/proc/{daemon}/limits")).unwrap();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let mut numbers = line.unwrap().split_whitespace().skip(3);
+    let (soft, hard) = (numbers.next().unwrap(), numbers.next().unwrap());
+    let most = hard.parse().unwrap_or(u64::MAX).min(1 << 16);
+    assert_eq!(soft, most.to_string(), "{limits}");
+}
+
 #[test]
 fn a_second_daemon_says_that_there_is_one_and_ends_while_the_first_goes_on() {
     let banger = Banger::new();

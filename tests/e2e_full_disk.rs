@@ -167,6 +167,47 @@ fn guest_on_a_disk_that_fills_up_waits_and_goes_on_when_there_is_room() {
     assert_eq!(banger.exec("a", &["echo", "back"]), "back");
 }
 
+/// Symptom: `vm stop` killed a guest that could have gone on, and did not say so.
+#[test]
+fn guest_that_is_stopped_while_halted_writes_its_files_back_if_there_is_room() {
+    if !is_root() {
+        return skip(
+            "guest_that_is_stopped_while_halted_writes_its_files_back_if_there_is_room",
+            "cannot mount",
+        );
+    }
+    let small = Small::new();
+    let banger = small.banger();
+    // Nobody holds a stream to the guest when it is halted.
+    let write = "echo kept >/root/kept; nohup sh -c \
+        'head -c 8000000 /dev/urandom >/root/x; sync' >/dev/null 2>&1 &";
+    let show = || banger.ok(&["vm", "show", "a"]);
+    let halt = || {
+        banger.boot("a");
+        let filler = small.fill();
+        banger.exec("a", &["sh", "-c", write]);
+        ask_until(show, |said| said.contains("is halted"));
+        filler
+    };
+
+    let filler = halt();
+    fs::remove_file(filler).expect("the filler is ours");
+    banger.ok(&["vm", "stop", "a"]);
+    assert!(!show().contains("killed"), "{}", show());
+    banger.ok(&["vm", "start", "a"]);
+    assert_eq!(banger.exec("a", &["cat", "/root/kept"]), "kept");
+    banger.ok(&["vm", "delete", "a"]);
+
+    let filler = halt();
+    banger.ok(&["vm", "stop", "a"]);
+    let said = show();
+    assert!(
+        said.contains("killed: ") && said.contains("is halted"),
+        "{said}"
+    );
+    fs::remove_file(filler).expect("the filler is ours");
+}
+
 /// Symptom: the guest went on, and each command waited ten seconds and said to try again.
 #[test]
 fn guest_whose_client_left_while_it_was_halted_is_told_to_be_cut_off() {

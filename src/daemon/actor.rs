@@ -193,6 +193,7 @@ impl Actor {
         let recovered = matches!(event, Event::Recovered { .. });
         if let Event::VmmExited { vm, run, .. } = &event {
             self.shell.forget_run(*vm, *run);
+            self.low_stores.borrow_mut().remove(vm);
         }
         if let Event::StepDone { vm, token, result } = &event {
             self.shell.waits.remove(token);

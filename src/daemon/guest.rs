@@ -369,6 +369,18 @@ mod tests {
         }
     }
 
+    #[test]
+    fn each_silence_names_its_way_out() {
+        let halted = Silence::Halted.failure("dev").hint.unwrap();
+        assert!(halted.contains("`banger vm prune`"), "{halted}");
+        let cut_off = Silence::CutOff.failure("dev").hint.unwrap();
+        assert!(cut_off.contains("`banger vm restart dev`"), "{cut_off}");
+        let warning = Silence::CutOff.warning("dev");
+        assert!(warning.contains("`banger vm restart dev`"), "{warning}");
+        assert_eq!(Silence::Halted.fault("stop").kind, FaultKind::Full);
+        assert_eq!(Silence::CutOff.fault("stop").kind, FaultKind::CutOff);
+    }
+
     /// Serves what a guest sends, and gives the outcome and the bytes it got back.
     fn hear(bytes: &[u8]) -> (Result<GuestNews, Failure>, Vec<u8>) {
         let (ours, mut guest) = UnixStream::pair().unwrap();

@@ -27,6 +27,8 @@ use crate::proto::guest::GuestConfig;
 
 /// Bytes of the console that are looked at when a VMM has ended.
 const LAST_WORDS: u64 = 4096;
+/// How long no call is taken after one could not be.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How a booting guest is told who it is; asked when it calls.
 pub type Configure = Rc<dyn Fn() -> GuestConfig>;
@@ -135,21 +137,22 @@ impl Guests {
         &self,
         vm: VmId,
         run: RunToken,
-        process: Option<Process>,
+        process: Result<Option<Process>, Fault>,
         how: impl Fn(u32) -> Option<String> + 'static,
     ) {
         let inbox = self.inbox.clone();
         let console = self.layout.console_log(vm);
         let watching = async move {
             let reason = match process {
-                Some(process) => {
+                Ok(Some(process)) => {
                     let pid = process.pid();
                     match ended(process).await {
                         Ok(()) => last_words(&console, how(pid)),
                         Err(error) => format!("its VMM cannot be watched: {error}"),
                     }
                 }
-                None => "its VMM was not there any more".to_owned(),
+                Ok(None) => "its VMM was not there any more".to_owned(),
+                Err(fault) => format!("its VMM cannot be watched: {fault}"),
             };
             let exited = Event::VmmExited { vm, run, reason };
             let _ = inbox.send(Input::Event(exited)).await;
@@ -216,7 +219,9 @@ async fn hear(
             Ok((stream, _)) => stream,
             Err(error) => {
                 log::error!(vm:%; "hear a guest: {error}");
-                return;
+                // Out of descriptors: the next one would fail at once and for ever.
+                Timer::after(ACCEPT_PAUSE).await;
+                continue;
             }
         };
         let Ok(stream) = stream.into_inner() else {

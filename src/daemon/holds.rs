@@ -44,30 +44,33 @@ fn make(path: &Path) -> io::Result<OwnedFd> {
     Ok(open(path, flags, Mode::empty())?)
 }
 
-/// Whether a client lives that was given the pipe.
+/// Whether a client lives that was given the pipe, or may: one that cannot be looked for
+/// is not said to be gone, for its VM would go with it.
 pub fn is_held(path: &Path) -> bool {
     match reader(path).and_then(|reader| look(&reader)) {
         Ok(held) => held,
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
         Err(error) => {
             log::error!("ask whether {} is held: {error}", path.display());
-            false
+            true
         }
     }
 }
 
-/// Waits until no client is left that was given the pipe.
-pub async fn released(path: &Path) {
-    let watched = async {
-        let reader = Async::new(reader(path)?)?;
-        while look(reader.get_ref())? {
-            reader.readable().await?;
-        }
-        io::Result::Ok(())
+/// Waits until no client is left that was given the pipe; a pipe that is gone has none.
+///
+/// # Errors
+/// It cannot be watched: nothing is known of the client then.
+pub async fn released(path: &Path) -> io::Result<()> {
+    let reader = match reader(path) {
+        Ok(reader) => Async::new(reader)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
     };
-    if let Err(error) = watched.await {
-        log::error!("watch {}: {error}", path.display());
+    while look(reader.get_ref())? {
+        reader.readable().await?;
     }
+    Ok(())
 }
 
 fn reader(path: &Path) -> io::Result<File> {
@@ -114,7 +117,7 @@ mod tests {
         let waiting = released(&path);
         let other = smol::future::or(
             async {
-                waiting.await;
+                waiting.await.unwrap();
                 "released"
             },
             async {
@@ -125,5 +128,19 @@ mod tests {
         );
         assert_eq!(smol::block_on(other), "released");
         assert!(!is_held(&path));
+    }
+
+    /// Symptom: a daemon out of descriptors deleted the VMs of clients that lived.
+    #[test]
+    fn a_client_that_cannot_be_looked_for_is_not_said_to_be_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        // A name that leads to itself can be opened by nobody, root included.
+        let path = folder.path().join("client");
+        std::os::unix::fs::symlink(&path, &path).unwrap();
+        assert!(is_held(&path));
+        assert!(smol::block_on(released(&path)).is_err());
+        let gone = folder.path().join("gone");
+        assert!(!is_held(&gone));
+        smol::block_on(released(&gone)).unwrap();
     }
 }

@@ -139,6 +139,7 @@ fn prepare(started: Instant) -> Result<Daemon, Failure> {
     crate::logging::start(&level);
     // A guest's files and sockets are nobody else's business, whoever starts us.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    raise_open_files();
     let layout = Layout::from_environment(variable, own_uid)?;
     for (directory, path) in layout.directories() {
         listen::private_directory(directory, path, own_uid)?;
@@ -187,6 +188,27 @@ fn prepare(started: Instant) -> Result<Daemon, Failure> {
         names,
         resolver: wired.resolver,
     })
+}
+
+/// Each VM takes some eight descriptors, each command in a guest some more; a login's soft
+/// limit is 1024. No more than this, for there are programs that close every number up to
+/// the limit when they start.
+const OPEN_FILES: u64 = 1 << 16;
+
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    let wanted = now.maximum.map_or(OPEN_FILES, |most| most.min(OPEN_FILES));
+    if now.current.is_none_or(|limit| limit >= wanted) {
+        return;
+    }
+    let raised = Rlimit {
+        current: Some(wanted),
+        maximum: now.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        log::warn!("raise the limit of open files to {wanted}: {error}");
+    }
 }
 
 /// The file that standard error is, where it is one: the command line starts us so.

@@ -90,11 +90,9 @@ fn look(host: &Hands) -> Look<'_> {
 pub fn judge(survey: Survey, mind: &Mind, host: &Hands, mode: Mode) -> Judgement {
     let mut repaired = Repaired::default();
     let faults = survey.faults.iter();
-    repaired.repairs.extend(faults.map(|fault| Repair {
-        outcome: Outcome::Failed,
-        what: "look at this machine".to_owned(),
-        why: fault.what.clone(),
-    }));
+    repaired
+        .repairs
+        .extend(faults.map(|fault| unseen(fault.what.clone())));
     let mut orphans: BTreeMap<VmId, Vec<Found>> = BTreeMap::new();
     for found in survey.found {
         match mind.vm(found.vm) {
@@ -128,6 +126,15 @@ pub fn judge(survey: Survey, mind: &Mind, host: &Hands, mode: Mode) -> Judgement
         named: mind.settled_contents(),
         subnet: mind.subnet(),
         repaired,
+    }
+}
+
+/// Something could not be looked at.
+fn unseen(why: String) -> Repair {
+    Repair {
+        outcome: Outcome::Failed,
+        what: "look at this machine".to_owned(),
+        why,
     }
 }
 
@@ -209,7 +216,9 @@ pub fn carry_out(judgement: Judgement, host: &Arc<Hands>, mode: Mode) -> Repaire
     for (vm, address) in rules {
         told.push(remove_rules(vm, address, subnet, host, mode));
     }
-    repaired.contents = named.map(|named| unnamed(host, &named)).unwrap_or_default();
+    if let Some(named) = named {
+        repaired.contents = unnamed(host, &named, told);
+    }
     repaired
 }
 
@@ -281,14 +290,17 @@ fn removed(what: String, why: &str, mode: Mode, act: impl FnOnce() -> Result<(),
 
 /// Contents of images and kernels that no row names, and folders of dead builds; the
 /// mind's own sweep removes them, which never meets a pull.
-fn unnamed(host: &Hands, (images, kernels): &Named) -> Vec<String> {
+fn unnamed(host: &Hands, (images, kernels): &Named, told: &mut Vec<Repair>) -> Vec<String> {
     let layout = host.real().layout();
     let mut all = Vec::new();
     for (noun, folder, named) in [
         ("image", layout.images(), images),
         ("kernel", layout.kernels(), kernels),
     ] {
-        let there = store::list(&folder).unwrap_or_default();
+        let there = store::list(&folder).unwrap_or_else(|failure| {
+            told.push(unseen(failure.to_string()));
+            Vec::new()
+        });
         let unnamed = there.into_iter().filter(|content| !named.contains(content));
         all.extend(unnamed.map(|content| format!("content {content} of an {noun}")));
         let dead = store::left_over(&folder, store::ASIDE);

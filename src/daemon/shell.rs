@@ -422,11 +422,11 @@ impl Shell {
                 let vmms = host.real().vmms();
                 let (mut alive, mut linked) = (BTreeSet::new(), BTreeSet::new());
                 for (vm, mend) in vms {
-                    if !matches!(vmms.watch(vm), Ok(Some(_))) {
+                    if !may_live(vm, vmms.watch(vm)) {
                         continue;
                     }
                     alive.insert(vm);
-                    if matches!(vmms.watch_backend(vm), Ok(Some(_))) {
+                    if may_live(vm, vmms.watch_backend(vm)) {
                         linked.insert(vm);
                     }
                     put_back(&host, &mend);
@@ -449,7 +449,11 @@ impl Shell {
     pub fn watch_hold(&self, vm: VmId) {
         let (inbox, path) = (self.inbox.clone(), self.layout.client_hold(vm));
         let watching = async move {
-            holds::released(&path).await;
+            if let Err(error) = holds::released(&path).await {
+                // The client may live: its VM is not taken from it.
+                log::error!(vm:%; "watch {}: {error}: the VM stays until `banger vm delete`", path.display());
+                return;
+            }
             let released = Event::HoldReleased { vm };
             let _ = inbox.send(Input::Event(released)).await;
         };
@@ -458,16 +462,10 @@ impl Shell {
 
     /// Says when a VM's VMM ends, and remembers its process id for people.
     pub fn watch(&mut self, vm: VmId, run: RunToken) {
-        let process = match self.host.real().vmms().watch(vm) {
-            Ok(process) => process,
-            Err(fault) => {
-                log::error!(vm:%; "find the VMM: {fault}");
-                None
-            }
-        };
+        let process = self.host.real().vmms().watch(vm);
         match &process {
-            Some(process) => self.pids.insert(vm, (run, process.pid())),
-            None => self.pids.remove(&vm),
+            Ok(Some(process)) => self.pids.insert(vm, (run, process.pid())),
+            Ok(None) | Err(_) => self.pids.remove(&vm),
         };
         self.halts.attend(vm, run, &self.layout, &self.executor);
         let host = self.host.clone();
@@ -478,11 +476,11 @@ impl Shell {
     /// Says when a VM's vsock back end ends, and how where it was our child; or that its
     /// socket is gone, without which nobody reaches the guest either.
     pub fn watch_backend(&self, vm: VmId, run: RunToken) {
-        let found = self.host.real().vmms().watch_backend(vm);
-        let process = found.unwrap_or_else(|fault| {
-            log::error!(vm:%; "find the vsock back end: {fault}");
-            None
-        });
+        let process = match self.host.real().vmms().watch_backend(vm) {
+            Ok(process) => process,
+            // It may live: who needs the guest finds out.
+            Err(fault) => return log::error!(vm:%; "find the vsock back end: {fault}"),
+        };
         let (host, inbox) = (self.host.clone(), self.inbox.clone());
         let (vmms, socket) = (host.clone(), self.layout.vsock(vm));
         let watching = async move {
@@ -526,10 +524,23 @@ impl Shell {
     }
 }
 
-/// Waits for a process's end. One that cannot be watched counts as ended, as a VMM does.
+/// Whether a process was found, or could not be looked for: an orphan it would be then.
+fn may_live(vm: VmId, found: Result<Option<Process>, Fault>) -> bool {
+    found.map_or_else(
+        |fault| {
+            log::error!(vm:%; "look for its processes: {fault}");
+            true
+        },
+        |process| process.is_some(),
+    )
+}
+
+/// Waits for a process's end. One that cannot be watched counts as alive: who needs the
+/// guest finds out.
 async fn end_of(process: Process) {
     if let Err(error) = guests::ended(process).await {
         log::error!("watch a vsock back end: {error}");
+        future::pending().await
     }
 }
 

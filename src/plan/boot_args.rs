@@ -122,6 +122,15 @@ mod tests {
     }
 
     #[test]
+    fn only_a_translated_kernel_leaves_its_locked_instructions_alone() {
+        for kind in VmmKind::ALL {
+            let line = kernel_command_line(*kind, &disks(), None);
+            let left = line.contains("noreplace-smp");
+            assert_eq!(left, *kind == VmmKind::QemuTcg, "{line}");
+        }
+    }
+
+    #[test]
     fn only_firecrackers_guest_switches_off_by_a_reset() {
         for kind in VmmKind::ALL {
             let line = kernel_command_line(*kind, &disks(), None);
