@@ -24,6 +24,7 @@ PACKAGES=(
     "libc6-dev            goes with gcc"
 )
 TEST_PACKAGES=(
+    "cpio                 unpacks the initial file systems that we pack"
     "iproute2             plays other machines in the host's tests"
     "shellcheck           checks these scripts"
     "xfsprogs             makes a file system whose files share blocks"
