@@ -315,3 +315,29 @@ fn output_that_cannot_be_written_is_a_failure_and_an_unread_one_a_quiet_end() {
         ends_quietly_unread(&banger, words);
     }
 }
+
+/// Who is told to install something does so and tries again.
+#[test]
+fn a_program_that_is_installed_while_the_daemon_runs_is_found() {
+    let banger = Banger::new();
+    let later = ["qemu", "vhost_device_vsock"].map(|key| (key, banger.home().join(key)));
+    let mut config = String::from("[programs]\nfirecracker = \"/nonexistent\"\n");
+    for (key, path) in &later {
+        config += &format!("{key} = {path:?}\n");
+    }
+    std::fs::write(banger.config(), config).expect("the room takes a file");
+    banger.ok(&["vm", "list"]);
+    let daemon = banger.daemon();
+    assert_eq!(row(&doctor(&banger), "vmm")["verdict"], "FAIL");
+    for (_, path) in &later {
+        std::os::unix::fs::symlink("/bin/true", path).expect("the home takes a link");
+    }
+    let rows = doctor(&banger);
+    assert_ne!(row(&rows, "vmm")["verdict"], "FAIL", "{rows:?}");
+    assert_eq!(banger.daemon(), daemon, "the daemon is the same");
+}
+
+fn doctor(banger: &Banger) -> Vec<Value> {
+    let ran = banger.run(&["doctor", "--json"]);
+    serde_json::from_str(&ran.text()).expect("doctor prints JSON")
+}

@@ -160,6 +160,9 @@ impl Actor {
             // What the mind is asked it logs itself.
             log::info!(op = known.op.as_str(); "asked to {}", known.asked.word());
         }
+        if needs_a_vmm(&known.asked) {
+            self.look_for_programs()?;
+        }
         self.ops.insert(op, (client, known.op.clone()));
         let asked = known.asked.clone();
         self.shell.clients.insert(client, known);
@@ -184,6 +187,19 @@ impl Actor {
                 Ok(Flow::On)
             }
         }
+    }
+
+    /// Whoever was told to install something tries again, and is not to be told the same.
+    fn look_for_programs(&mut self) -> Result<(), Failure> {
+        if self.about.facts.installed.is_complete() {
+            return Ok(());
+        }
+        let found = super::wire_up::installed(&self.shell.host.real().settings().programs);
+        if found != self.about.facts.installed {
+            self.about.facts.installed = found.clone();
+            self.hear(Event::Installed(found))?;
+        }
+        Ok(())
     }
 
     fn hear(&mut self, event: Event) -> Result<Flow, Failure> {
@@ -441,4 +457,16 @@ impl Actor {
 
 fn count(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+/// Whether programs are needed for what is asked, or told of.
+fn needs_a_vmm(asked: &wire::Request) -> bool {
+    use wire::Request;
+    matches!(
+        asked,
+        Request::VmRun { .. }
+            | Request::VmStart { .. }
+            | Request::VmRestart { .. }
+            | Request::HostFacts {}
+    )
 }

@@ -20,7 +20,7 @@ use crate::host::program::Programs;
 use crate::host::published;
 use crate::host::{RealHost, Settings, dm, reflink, tap_limit};
 use crate::image::catalog::{Catalog, catalog};
-use crate::plan::facts::{Fitness, HostFacts};
+use crate::plan::facts::{Fitness, HostFacts, Installed};
 use crate::plan::step::FaultKind;
 use crate::proto::helper::SOCKET;
 use crate::proto::reply;
@@ -141,9 +141,7 @@ fn plan_facts(
     };
     HostFacts {
         kvm: kvm(layout),
-        firecracker: installed(programs, &["firecracker"]),
-        jailer: fit(jail::fitness(programs).map(drop)),
-        qemu: installed(programs, &["qemu-system-x86_64", "vhost-device-vsock"]),
+        installed: installed(programs),
         taps: fit(facts::taps(&bridge)),
         reflink: fit(reflink::fitness(&layout.state)),
         device_mapper: fit(dm::fitness()),
@@ -181,7 +179,16 @@ fn fit(tried: Result<(), String>) -> Fitness {
     tried.map_or_else(Fitness::Unfit, |()| Fitness::Fit)
 }
 
-fn installed(programs: &Programs, names: &[&str]) -> Fitness {
+/// Which programs of VMMs are there at this moment: some looks at files.
+pub fn installed(programs: &Programs) -> Installed {
+    Installed {
+        firecracker: all_found(programs, &["firecracker"]),
+        jailer: fit(jail::fitness(programs).map(drop)),
+        qemu: all_found(programs, &["qemu-system-x86_64", "vhost-device-vsock"]),
+    }
+}
+
+fn all_found(programs: &Programs, names: &[&str]) -> Fitness {
     match names.iter().find(|name| programs.find(name).is_none()) {
         None => Fitness::Fit,
         Some(missing) => Fitness::Unfit(format!("{missing} is not installed")),

@@ -9,6 +9,7 @@ use crate::failure::Failure;
 use crate::model::ids::{ContentId, VmId};
 use crate::model::image::{Image, Kernel};
 
+use super::facts::Installed;
 use super::record::{BootReport, RowChange};
 use super::request::{ClientId, OpId, Progress, PullKey, PullProgress, Reply, Request};
 use super::retry::Verb;
@@ -45,6 +46,8 @@ pub enum Event {
         /// an earlier daemon and holds on.
         held: BTreeSet<VmId>,
     },
+    /// What is installed, where something was missing; before a request that may need it.
+    Installed(Installed),
     /// A client asks.
     Request {
         /// Who.

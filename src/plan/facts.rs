@@ -11,17 +11,13 @@ use crate::model::vm::{Confinement, RootMode, RootModeRequest, VmmKind, VmmReque
 
 use super::record::VmmChoice;
 
-/// Facts that hold as long as the daemon runs.
+/// Facts that hold as long as the daemon runs, but for what is installed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostFacts {
     /// Whether KVM executes ordinary guests, by trial.
     pub kvm: Fitness,
-    /// Whether Firecracker can be started.
-    pub firecracker: Fitness,
-    /// Whether Firecracker can be started by its jailer.
-    pub jailer: Fitness,
-    /// Whether QEMU and its vsock back end can be started.
-    pub qemu: Fitness,
+    /// The programs of VMMs.
+    pub installed: Installed,
     /// Whether we may make taps and rules.
     pub taps: Fitness,
     /// Whether files of the state directory can share blocks.
@@ -46,6 +42,26 @@ pub struct HostFacts {
     pub catalog_kernels: Vec<KernelName>,
     /// Overrides the deadline for a guest to answer, milliseconds.
     pub ready_deadline_ms: Option<u64>,
+}
+
+/// Which programs can be started. What is missing may be installed while the daemon runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Installed {
+    /// Whether Firecracker can be started.
+    pub firecracker: Fitness,
+    /// Whether Firecracker can be started by its jailer.
+    pub jailer: Fitness,
+    /// Whether QEMU and its vsock back end can be started.
+    pub qemu: Fitness,
+}
+
+impl Installed {
+    /// Whether nothing is missing.
+    pub fn is_complete(&self) -> bool {
+        [&self.firecracker, &self.jailer, &self.qemu]
+            .iter()
+            .all(|program| program.is_fit())
+    }
 }
 
 /// Whether something can be used, and if not, why not.
@@ -92,7 +108,7 @@ impl HostFacts {
         match request {
             VmmRequest::Firecracker => self.firecracker_or_refuse(),
             VmmRequest::Qemu => self.qemu_or_refuse("asked for"),
-            VmmRequest::Auto => match (&self.kvm, &self.firecracker) {
+            VmmRequest::Auto => match (&self.kvm, &self.installed.firecracker) {
                 (Fitness::Fit, Fitness::Fit) => Ok(self.firecracker("KVM runs ordinary guests")),
                 (Fitness::Fit, Fitness::Unfit(reason)) => {
                     self.qemu_or_refuse(&format!("firecracker cannot be used: {reason}"))
@@ -115,7 +131,7 @@ impl HostFacts {
     }
 
     fn firecracker_or_refuse(&self) -> Result<VmmChoice, Failure> {
-        let missing = [&self.kvm, &self.firecracker]
+        let missing = [&self.kvm, &self.installed.firecracker]
             .into_iter()
             .find(|fitness| !fitness.is_fit());
         match missing {
@@ -127,7 +143,7 @@ impl HostFacts {
     }
 
     fn qemu_or_refuse(&self, reason: &str) -> Result<VmmChoice, Failure> {
-        if let Fitness::Unfit(why) = &self.qemu {
+        if let Fitness::Unfit(why) = &self.installed.qemu {
             return Err(Failure::failed("find a VMM for the guest")
                 .because(why)
                 .hint("Run `banger doctor`: it names the package to install."));
@@ -146,7 +162,7 @@ impl HostFacts {
     }
 
     fn firecracker(&self, reason: &str) -> VmmChoice {
-        let (confinement, confinement_reason) = match &self.jailer {
+        let (confinement, confinement_reason) = match &self.installed.jailer {
             Fitness::Fit => (Confinement::Jailer, None),
             Fitness::Unfit(why) => (Confinement::Direct, Some(why.clone())),
         };
@@ -312,9 +328,11 @@ mod tests {
     fn facts(reflink: Fitness, device_mapper: Fitness) -> HostFacts {
         HostFacts {
             kvm: Fitness::Fit,
-            firecracker: Fitness::Fit,
-            jailer: Fitness::Fit,
-            qemu: Fitness::Fit,
+            installed: Installed {
+                firecracker: Fitness::Fit,
+                jailer: Fitness::Fit,
+                qemu: Fitness::Fit,
+            },
             taps: Fitness::Fit,
             memory: Bytes::gib(64),
             reflink,

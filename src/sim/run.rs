@@ -7,7 +7,7 @@ use crate::model::image::{Image, Kernel};
 use crate::model::units::Bytes;
 use crate::model::vm::Phase;
 use crate::plan::event::{Action, Event, JobId, JobWork, RunToken, StepToken, TimerId};
-use crate::plan::facts::{Fitness, HostFacts, Moment};
+use crate::plan::facts::{Fitness, HostFacts, Installed, Moment};
 use crate::plan::mind::Mind;
 use crate::plan::record::{RowChange, VmRecord};
 use crate::plan::request::{OpId, PullKey, Request};
@@ -126,9 +126,11 @@ pub(super) struct Run {
 pub(super) fn facts() -> HostFacts {
     HostFacts {
         kvm: Fitness::Fit,
-        firecracker: Fitness::Fit,
-        jailer: Fitness::Fit,
-        qemu: Fitness::Fit,
+        installed: Installed {
+            firecracker: Fitness::Fit,
+            jailer: Fitness::Fit,
+            qemu: Fitness::Fit,
+        },
         taps: Fitness::Fit,
         reflink: Fitness::Unfit("no shared blocks".to_owned()),
         device_mapper: Fitness::Unfit("no device-mapper".to_owned()),

@@ -147,6 +147,7 @@ impl Mind {
                 linked,
                 held,
             } => self.recovered(&alive, &linked, &held),
+            Event::Installed(found) => self.facts.installed = found,
             Event::Request {
                 client,
                 op,

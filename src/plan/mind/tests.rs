@@ -15,7 +15,7 @@ use crate::model::net::NetRequest;
 use crate::model::units::Bytes;
 use crate::model::vm::{InitMode, Phase, RootModeRequest, VmmRequest};
 use crate::plan::event::{Action, Event, JobResult, JobWork, StepToken};
-use crate::plan::facts::{Fitness, HostFacts, Moment};
+use crate::plan::facts::{Fitness, HostFacts, Installed, Moment};
 use crate::plan::record::{Loaded, Removal, RowChange, VmRecord};
 use crate::plan::request::{AfterCreate, CreateRequest, Force, PullKey, Reply, Request};
 use crate::plan::request::{ClientId, OpId};
@@ -49,9 +49,11 @@ struct Desk {
 fn facts() -> HostFacts {
     HostFacts {
         kvm: Fitness::Unfit("/dev/kvm does not exist".to_owned()),
-        firecracker: Fitness::Unfit("no firecracker in PATH".to_owned()),
-        jailer: Fitness::Unfit("no jailer".to_owned()),
-        qemu: Fitness::Fit,
+        installed: Installed {
+            firecracker: Fitness::Unfit("no firecracker in PATH".to_owned()),
+            jailer: Fitness::Unfit("no jailer".to_owned()),
+            qemu: Fitness::Fit,
+        },
         taps: Fitness::Fit,
         reflink: Fitness::Unfit("its file system cannot".to_owned()),
         device_mapper: Fitness::Unfit("not permitted".to_owned()),
