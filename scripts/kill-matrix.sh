@@ -8,14 +8,14 @@
 # --fault WORD   only the columns with that in their name, such as EBUSY or gone
 # --place PLACE  only the rows with that name, such as ready.ensure.after
 # --write        put the table into docs/crash-recovery.md
-# OPERATION      create start run adjust stop reset delete pull build (default: all)
+# OPERATION      create start run adjust stop reset delete remove pull build (default: all)
 #
 # Operations on VMs run in a network of their own, so that nothing else on this machine is
 # touched; pulls and builds need the machine's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-OPERATIONS=(create start run adjust stop reset delete pull build)
+OPERATIONS=(create start run adjust stop reset delete remove pull build)
 OUT=build/kill-matrix
 DOCUMENT=docs/crash-recovery.md
 which=all write=no wanted=()
@@ -63,13 +63,21 @@ play what_the_cells_boot
 status=0
 for operation in "${wanted[@]}"; do
     case "$operation" in
-        pull | build)
-            rm -f "$OUT/image-$operation.md"
-            play "${operation}_that_is" || status=1
+        pull)
+            rm -f "$OUT/kernel-pull.md"
+            play pull_that_is || status=1
+            ;;
+        build)
+            rm -f "$OUT/image-pull.md"
+            play build_that_is || status=1
             ;;
         run)
             rm -f "$OUT/run.md"
-            play running_vm "${apart[@]}" || status=1
+            play running_vm_that_loses "${apart[@]}" || status=1
+            ;;
+        remove)
+            rm -f "$OUT/delete-running.md"
+            play removal_of "${apart[@]}" || status=1
             ;;
         *)
             rm -f "$OUT/$operation.md"
@@ -81,7 +89,7 @@ done
 # The tables of all operations that were ever played, in their order.
 tables() {
     local file
-    for file in create start run adjust stop reset delete image-pull image-build; do
+    for file in create start run adjust stop reset delete delete-running kernel-pull image-pull; do
         [ -f "$OUT/$file.md" ] || continue
         cat "$OUT/$file.md"
         echo

@@ -36,6 +36,10 @@ pub enum Object {
     RunDirectory,
     /// The upper disk.
     Disk,
+    /// The work disk.
+    WorkDisk,
+    /// The VM's folder, with its disks.
+    Folder,
     /// The control group, with what lives in it.
     Cgroup,
     /// The VMM's control socket.
@@ -44,14 +48,16 @@ pub enum Object {
     Staging,
 }
 
-const DISKS: [Fault; 4] = [
+const DISKS: [Fault; 6] = [
     Fault::KillDaemon,
     Fault::Busy,
     Fault::NoSpace,
     Fault::Gone(Object::Disk),
+    Fault::Gone(Object::WorkDisk),
+    Fault::Gone(Object::Folder),
 ];
 
-const RUNS: [Fault; 11] = [
+const RUNS: [Fault; 13] = [
     Fault::KillDaemon,
     Fault::KillVmm,
     Fault::KillVsock,
@@ -61,6 +67,8 @@ const RUNS: [Fault; 11] = [
     Fault::Gone(Object::Tables),
     Fault::Gone(Object::RunDirectory),
     Fault::Gone(Object::Disk),
+    Fault::Gone(Object::WorkDisk),
+    Fault::Gone(Object::Folder),
     Fault::Gone(Object::Cgroup),
     Fault::Gone(Object::Socket),
 ];
@@ -77,7 +85,11 @@ impl Fault {
     pub fn of(operation: Operation) -> &'static [Fault] {
         match operation {
             Operation::Create | Operation::Reset | Operation::Delete => &DISKS,
-            Operation::Start | Operation::Run | Operation::Adjust | Operation::Stop => &RUNS,
+            Operation::Start
+            | Operation::Run
+            | Operation::Adjust
+            | Operation::Stop
+            | Operation::Remove => &RUNS,
             Operation::Pull | Operation::Build => &PULLS,
         }
     }
@@ -94,6 +106,8 @@ impl Fault {
             Fault::Gone(Object::Tables) => "tables gone",
             Fault::Gone(Object::RunDirectory) => "run dir gone",
             Fault::Gone(Object::Disk) => "disk gone",
+            Fault::Gone(Object::WorkDisk) => "work disk gone",
+            Fault::Gone(Object::Folder) => "VM folder gone",
             Fault::Gone(Object::Cgroup) => "cgroup gone",
             Fault::Gone(Object::Socket) => "socket gone",
             Fault::Gone(Object::Staging) => "staging gone",
@@ -102,10 +116,13 @@ impl Fault {
 
     /// Whether a change of the census is the fault's own.
     pub fn took(self, change: &str) -> bool {
+        let file = |name: &str| change.starts_with("- file ") && change.ends_with(name);
         match self {
-            Fault::Gone(Object::Disk) => {
-                change.starts_with("- file ") && change.ends_with("/upper.ext4")
-            }
+            Fault::Gone(Object::Disk) => file("/upper.ext4"),
+            Fault::Gone(Object::WorkDisk) => file("/work.ext4"),
+            Fault::Gone(Object::Folder) => ["/vms/ID", "/upper.ext4", "/work.ext4"]
+                .into_iter()
+                .any(file),
             Fault::Gone(Object::Tables) => change.starts_with("- nft "),
             _ => false,
         }
@@ -166,6 +183,7 @@ fn remove(lab: &Lab, object: Object) -> bool {
     }
     let Some(id) = lab.vm_id() else { return false };
     let run = lab.banger.runtime().join("vms").join(&id);
+    let disks = lab.banger.state().join("vms").join(&id);
     match object {
         Object::Tap => ran("ip", &["link", "delete", &format!("bgr-{id}")]),
         Object::Tables => {
@@ -174,10 +192,9 @@ fn remove(lab: &Lab, object: Object) -> bool {
             families.contains(&true)
         }
         Object::RunDirectory => fs::remove_dir_all(run).is_ok(),
-        Object::Disk => {
-            let disks = lab.banger.state().join("vms").join(&id);
-            fs::remove_file(disks.join("upper.ext4")).is_ok()
-        }
+        Object::Disk => fs::remove_file(disks.join("upper.ext4")).is_ok(),
+        Object::WorkDisk => fs::remove_file(disks.join("work.ext4")).is_ok(),
+        Object::Folder => fs::remove_dir_all(disks).is_ok(),
         Object::Cgroup => lab
             .control_group(&id)
             .is_some_and(|group| end_group(&group)),

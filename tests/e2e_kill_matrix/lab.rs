@@ -1,5 +1,6 @@
 //! A daemon with fail-points on a small disk of its own, with a bridge of its own.
 
+use std::cell::RefCell;
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -24,6 +25,8 @@ pub struct Lab {
     pub point: FailPoint,
     pub disk: SmallDisk,
     operation: Operation,
+    /// The VM that was there last: what is left of it has its id.
+    last: RefCell<Option<String>>,
     /// The host with nothing of a VM, or without what is pulled.
     pub baseline: Option<Census>,
     /// The host with a VM that was started once and is stopped.
@@ -46,6 +49,7 @@ impl Lab {
             point,
             disk,
             operation,
+            last: RefCell::default(),
             baseline: None,
             stopped: None,
         };
@@ -155,7 +159,9 @@ impl Lab {
 
     /// What is on the host, of ours alone, with names that do not change from VM to VM.
     pub fn census(&self) -> Census {
-        let id = self.vm_id().unwrap_or_else(|| "none".to_owned());
+        let mut last = self.last.borrow_mut();
+        *last = self.vm_id().or(last.take());
+        let id = last.clone().unwrap_or_else(|| "none".to_owned());
         let state = self.banger.state().display().to_string();
         let list = self.list();
         let leases = list.as_array().into_iter().flatten();

@@ -78,6 +78,11 @@ fn delete_that_is_interrupted_is_finished() {
 }
 
 #[test]
+fn removal_of_a_running_vm_that_is_interrupted_is_finished() {
+    matrix(Operation::Remove);
+}
+
+#[test]
 fn pull_that_is_interrupted_leaves_nothing() {
     matrix(Operation::Pull);
 }

@@ -24,9 +24,11 @@ pub enum Operation {
     Reset,
     /// `vm delete`
     Delete,
+    /// `vm delete` of a VM that runs.
+    Remove,
     /// `kernel pull`: a download, unpacked and kept.
     Pull,
-    /// `image pull`: a file system made from packages and kept.
+    /// `image pull`: a file system built from packages and kept.
     Build,
 }
 
@@ -41,8 +43,9 @@ impl Operation {
             Operation::Stop => "stop",
             Operation::Reset => "reset",
             Operation::Delete => "delete",
-            Operation::Pull => "image pull",
-            Operation::Build => "image build",
+            Operation::Remove => "delete running",
+            Operation::Pull => "kernel pull",
+            Operation::Build => "image pull",
         }
     }
 
@@ -57,7 +60,7 @@ impl Operation {
         match self {
             Operation::Create | Operation::Pull | Operation::Build => vec![],
             Operation::Start | Operation::Reset | Operation::Delete => vec![create],
-            Operation::Run | Operation::Adjust | Operation::Stop => {
+            Operation::Run | Operation::Adjust | Operation::Stop | Operation::Remove => {
                 vec![create, vec!["vm", "start", VM]]
             }
         }
@@ -96,7 +99,7 @@ impl Operation {
             ],
             Operation::Stop => vec!["vm", "stop", VM],
             Operation::Reset => vec!["vm", "reset", VM],
-            Operation::Delete => vec!["vm", "delete", VM],
+            Operation::Delete | Operation::Remove => vec!["vm", "delete", VM],
             Operation::Pull => vec!["kernel", "pull", "--force", KERNEL],
             Operation::Build => vec!["image", "pull", "--force", IMAGE],
         }

@@ -77,6 +77,7 @@ pub fn planted() {
     std::fs::create_dir_all(state.join("vms").join(&id)).expect("the state takes a folder");
     std::fs::write(lab.banger.runtime().join("left"), "").expect("it takes a file");
     ip(&["tuntap", "add", "dev", &tap, "mode", "tap"]).expect("ip is installed");
+    let group = plant_group(&id);
     let mut child = Command::new("sleep")
         .arg("1000")
         .env("LEFT", &state)
@@ -91,6 +92,20 @@ pub fn planted() {
     for words in ["+ link bgr-", "/vms/ID", "/left", "+ process sleep"] {
         assert!(seen.contains(words), "no {words:?} in {seen}");
     }
+    if let Some(group) = group {
+        std::fs::remove_dir(group).expect("a group of ours is empty");
+        let seen = seen.lines().filter(|line| line.contains("cgroup"));
+        assert!(seen.count() > 0, "the control group of the VM is not seen");
+    }
+}
+
+/// A control group of a VM with this id beside those of others; `None` without any.
+fn plant_group(id: &str) -> Option<std::path::PathBuf> {
+    let mut groups = crate::support::census::control_groups().into_iter();
+    let all = groups.find(|path| path.ends_with("/banger"))?;
+    let group = std::path::Path::new(&all).join(id);
+    std::fs::create_dir(&group).expect("root makes groups");
+    Some(group)
 }
 
 /// The boundaries that the operation reaches when nothing goes wrong.
@@ -220,9 +235,11 @@ fn judge(lab: &Lab, operation: Operation, fault: Fault) -> Verdict {
     }
     let (phase, reason) = lab.rest().unwrap_or_default();
     match (phase.as_str(), operation) {
-        ("", Operation::Delete) => done(lab.differs(lab.baseline.as_ref(), fault)),
+        ("", Operation::Delete | Operation::Remove) => {
+            done(lab.differs(lab.baseline.as_ref(), fault))
+        }
         ("", _) => as_before(lab.differs(lab.baseline.as_ref(), fault)),
-        ("stopped", Operation::Start | Operation::Run | Operation::Delete) => {
+        ("stopped", Operation::Start | Operation::Run | Operation::Delete | Operation::Remove) => {
             as_before(lab.differs(lab.stopped.as_ref(), fault))
         }
         ("stopped", _) => done(lab.differs(lab.stopped.as_ref(), fault)),
