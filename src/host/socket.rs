@@ -2,6 +2,7 @@
 //! so a name proves nothing. A link is not followed, and a file with a second name
 //! (another VM's socket, a service's of this machine) is not called.
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
@@ -56,9 +57,60 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Takes away whatever lies at `path`, so that a socket can be made there. Processes of
+/// the VM may still live and put things there meanwhile, so what `unlink` refuses is not
+/// examined but renamed, which takes whatever has the name: what is left of it then goes
+/// with its folder, once they are dead.
+///
+/// # Errors
+/// The name cannot be taken away.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // POSIX has EPERM for a directory, Linux EISDIR.
+        Err(error) if error.kind() != io::ErrorKind::IsADirectory => return Err(error),
+        Err(_) => {}
+    }
+    let aside = path.with_file_name(format!(".gone-{}", random_word()?));
+    match fs::rename(path, &aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Its owner may be in the way of this, and only of this.
+    let _ = fs::remove_dir_all(&aside);
+    Ok(())
+}
+
+/// A name that nobody can have put something at before.
+fn random_word() -> io::Result<String> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whatever_lies_at_a_sockets_name_is_taken_away_and_nothing_behind_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let below = |name: &str| folder.path().join(name);
+        let (outside, at) = (tempfile::tempdir().unwrap(), below("vsock"));
+        std::fs::write(outside.path().join("precious"), "x").unwrap();
+        let link_at = |path: &Path| std::os::unix::fs::symlink(outside.path(), path).unwrap();
+        drop(listen(&at).unwrap());
+        remove(&at).unwrap();
+        link_at(&at);
+        remove(&at).unwrap();
+        std::fs::create_dir_all(at.join("deeper")).unwrap();
+        link_at(&at.join("deeper/link"));
+        remove(&at).unwrap();
+        remove(&at).unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert!(outside.path().join("precious").exists());
+    }
 
     #[test]
     fn a_socket_is_called_and_links_to_it_are_not() {

@@ -6,7 +6,6 @@
 //! waited for by inotify, together with the process's end, so a VMM that dies at once
 //! is reported at once, with its last words.
 
-use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -22,6 +21,7 @@ use crate::host::launch::{Errors, Launch, Launched};
 use crate::host::layout::Layout;
 use crate::host::process::{Children, Marker, Process, find, kill_all};
 use crate::host::program::Programs;
+use crate::host::socket;
 use crate::model::ids::VmId;
 use crate::model::units::Bytes;
 use crate::model::vm::VmmKind;
@@ -454,12 +454,7 @@ fn bind(path: &Path) -> Result<UnixListener, Fault> {
 }
 
 fn remove_socket(path: &Path) -> Result<(), Fault> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(fault(format!("remove socket {}", path.display()), error))
-        }
-        _ => Ok(()),
-    }
+    socket::remove(path).map_err(|error| fault(format!("remove socket {}", path.display()), error))
 }
 
 #[cfg(test)]
