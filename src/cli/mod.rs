@@ -31,6 +31,7 @@ pub mod lifecycle;
 pub mod list;
 pub mod logs;
 pub mod new_vm;
+pub mod output_file;
 pub mod pending;
 pub mod progress;
 pub mod prune;

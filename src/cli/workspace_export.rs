@@ -6,12 +6,13 @@
 //! are there already, are not in it. Out come bytes; this host never runs git in a tree that a guest wrote.
 
 use std::fs::File;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use argh::{ArgsInfo, FromArgs};
 
 use super::context::Context;
+use super::output_file;
 use super::render;
 use super::send_workspace::REPOSITORY;
 use super::session::{self, Ends, OwnFailure};
@@ -36,7 +37,7 @@ const SCRIPT: &str = include_str!("export.sh");
     example = "banger vm workspace export dev -o dev.patch"
 )]
 pub struct WorkspaceExport {
-    /// write to a file instead of standard output
+    /// write to a file instead of standard output: a regular file is replaced whole, anything else written into
     #[argh(option, short = 'o', arg_name = "file")]
     pub output: Option<PathBuf>,
     /// compare with the commit the sandbox started from, not with the files it was sent
@@ -90,30 +91,14 @@ fn to_stdout(context: &Context, name: &str, exec: Exec) -> Result<u8, OwnFailure
 }
 
 fn to_file(context: &Context, name: &str, exec: Exec, path: &Path) -> Result<u8, OwnFailure> {
-    let failed = |error: std::io::Error| {
-        Failure::failed(format!("write patch {}", path.display())).because(error)
-    };
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(format!(".{}", std::process::id()));
-    let aside = PathBuf::from(aside);
-    let written = (|| {
-        let mut file = File::create_new(&aside).map_err(failed)?;
-        let status = run(context, name, exec, file.try_clone().map_err(failed)?)?;
-        checked(status)?;
-        file.flush()
-            .and_then(|()| file.sync_all())
-            .map_err(failed)?;
-        let length = file.metadata().map_err(failed)?.len();
-        std::fs::rename(&aside, path).map_err(failed)?;
-        Ok::<u64, OwnFailure>(length)
-    })();
+    let written = output_file::write(path, "patch", |file| {
+        let status = run(context, name, exec, file)?;
+        Ok(checked(status)?)
+    })?;
     match written {
-        Ok(0) => render::say("nothing changed: the patch is empty"),
-        Ok(length) => render::say(&format!("{}: {}", path.display(), size(length))),
-        Err(failure) => {
-            drop(std::fs::remove_file(&aside));
-            return Err(failure);
-        }
+        Some(0) => render::say("nothing changed: the patch is empty"),
+        Some(length) => render::say(&format!("{}: {}", path.display(), size(length))),
+        None => {}
     }
     Ok(0)
 }
@@ -150,6 +135,7 @@ mod tests {
     use super::*;
     use crate::workspace::inspect::Untracked;
     use crate::workspace::{Repository, round_trip};
+    use std::io::Write;
     use std::os::unix::fs::PermissionsExt;
     use std::process::{Command, Stdio};
 
