@@ -86,7 +86,7 @@ struct Sink {
 
 impl Sink {
     fn open(mut stream: File, request: AgentRequest) -> Result<Sink, Failure> {
-        stream.write_all(&call(request)).map_err(lost)?;
+        stream.write_all(&call(request)?).map_err(lost)?;
         Ok(Sink {
             stream,
             decoder: Decoder::new(),

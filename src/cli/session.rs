@@ -25,7 +25,7 @@ use crate::proto::agent::{
     AGENT_VERSION, AgentCall, AgentFailure, AgentFailureKind, AgentRequest, Exec, Exit,
     INITIAL_CREDIT,
 };
-use crate::proto::frame::{self, Decoder, Frame, Kind, MAX_DATA};
+use crate::proto::frame::{self, Decoder, Frame, Kind, MAX_DATA, MAX_JSON};
 
 /// Output that may wait for our own readers before we stop reading from the guest.
 const MAX_PENDING: usize = 256 * 1024;
@@ -95,7 +95,7 @@ pub struct Ends {
 pub fn run(ends: Ends, exec: Exec) -> Result<u8, OwnFailure> {
     let failed = |error: Errno| Failure::failed("talk to the guest").because(error);
     rustix::io::ioctl_fionbio(&ends.stream, true).map_err(failed)?;
-    let mut session = Session::new(ends, exec);
+    let mut session = Session::new(ends, exec)?;
     loop {
         if let Some(status) = session.turn()? {
             return Ok(status);
@@ -104,7 +104,10 @@ pub fn run(ends: Ends, exec: Exec) -> Result<u8, OwnFailure> {
 }
 
 /// The first frame of a stream to an agent.
-pub fn call(request: AgentRequest) -> Vec<u8> {
+///
+/// # Errors
+/// It does not fit: the user's own arguments and environment are all that can be so long.
+pub fn call(request: AgentRequest) -> Result<Vec<u8>, Failure> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     let host_time_ns = since.map_or(0, |since| since.as_nanos() as u64);
     let call = AgentCall {
@@ -112,7 +115,16 @@ pub fn call(request: AgentRequest) -> Vec<u8> {
         host_time_ns,
         request,
     };
-    frame::encoded_json(Kind::Request, &call)
+    let payload = serde_json::to_vec(&call).expect("our own messages have string keys only");
+    if payload.len() > MAX_JSON {
+        let what = format!(
+            "send arguments and environment to the guest: they take {} bytes, {MAX_JSON} are possible",
+            payload.len()
+        );
+        return Err(Failure::usage(what)
+            .hint("Give long input on the command's standard input or in a file."));
+    }
+    Ok(frame::encoded(Kind::Request, &payload))
 }
 
 /// What the agent's failure means to our caller.
@@ -182,14 +194,14 @@ struct Ready {
 }
 
 impl Session {
-    fn new(ends: Ends, exec: Exec) -> Session {
+    fn new(ends: Ends, exec: Exec) -> Result<Session, Failure> {
         let output = Pending::new(ends.output.as_fd());
         let error_output = Pending::new(ends.error_output.as_fd());
-        Session {
+        Ok(Session {
             terminal: exec.terminal.is_some(),
             program: exec.argv.first().cloned().unwrap_or("a shell".to_owned()),
             decoder: Decoder::new(),
-            outgoing: call(AgentRequest::Exec(exec)),
+            outgoing: call(AgentRequest::Exec(exec))?,
             credit: INITIAL_CREDIT as usize,
             input_open: true,
             output,
@@ -198,7 +210,7 @@ impl Session {
             interrupted: None,
             ending: None,
             ends,
-        }
+        })
     }
 
     /// Waits for something and does it; the status once all is over.
