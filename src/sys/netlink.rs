@@ -157,7 +157,7 @@ fn messages(bytes: &[u8]) -> impl Iterator<Item = Received<'_>> {
     std::iter::from_fn(move || {
         let length = usize::try_from(number(rest.get(..4)?)?).ok()?;
         let message = Received {
-            kind: u16::from_ne_bytes([rest[4], *rest.get(5)?]),
+            kind: u16::from_ne_bytes([*rest.get(4)?, *rest.get(5)?]),
             flags: u16::from_ne_bytes([*rest.get(6)?, *rest.get(7)?]),
             sequence: number(rest.get(8..12)?)?,
             payload: rest.get(HEADER..length)?,
@@ -349,6 +349,21 @@ mod tests {
             &[2, 0, 1, 0],
         ] {
             assert_eq!(attributes(bytes).count(), 0, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn messages_cut_at_any_byte_end_quietly() {
+        let message = Message {
+            kind: 18,
+            flags: 0,
+            fixed: vec![0; 4],
+            attributes: Attributes::new(),
+        };
+        let bytes = message.encode(0, 7);
+        assert_eq!(messages(&bytes).count(), 1);
+        for length in 0..bytes.len() {
+            assert_eq!(messages(&bytes[..length]).count(), 0, "{length}");
         }
     }
 
