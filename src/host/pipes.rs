@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::{Errno, ioctl_fionbio};
+use rustix::io::{Errno, ioctl_fionbio, ioctl_fionread};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 /// Most of a stream that is kept: its last so many bytes.
@@ -67,14 +67,22 @@ impl<'a> Pipes<'a> {
             if ready.input {
                 self.feed();
             }
-            let mut any = false;
-            for (stream, ready) in self.streams.iter_mut().zip(ready.streams) {
-                any |= ready && stream.read()?;
-            }
-            // A grandchild may keep the pipes open: the end of the program itself counts,
-            // once there is nothing left to read.
-            if ready.ended && !any {
+            // A grandchild may keep the pipes open and write on: the end of the program
+            // itself counts, and what the pipes hold then.
+            if ready.ended {
+                for stream in &mut self.streams {
+                    stream.drain()?;
+                }
                 return Ok(Some(self.streams.map(Stream::text)));
+            }
+            for (stream, ready) in self.streams.iter_mut().zip(ready.streams) {
+                if ready {
+                    stream.read()?;
+                }
+            }
+            // One that always has something for us never lets the wait run out.
+            if Instant::now() >= deadline {
+                return Ok(None);
             }
         }
     }
@@ -141,10 +149,23 @@ impl Stream {
         Stream { pipe, seen }
     }
 
-    /// Takes what is there, which must be something or the end; whether it was something.
-    fn read(&mut self) -> io::Result<bool> {
+    /// Takes what the pipe holds at this moment, at most.
+    fn drain(&mut self) -> io::Result<()> {
+        let mut left = match &self.pipe {
+            Some(pipe) => ioctl_fionread(pipe)?,
+            None => 0,
+        };
+        while left > 0 {
+            // The end cannot come first: nobody else reads.
+            left = left.saturating_sub(self.read()?);
+        }
+        Ok(())
+    }
+
+    /// Takes what is there, which must be something or the end; how many bytes.
+    fn read(&mut self) -> io::Result<u64> {
         let Some(pipe) = &self.pipe else {
-            return Ok(false);
+            return Ok(0);
         };
         let mut part = [0; 64 * 1024];
         let count = rustix::io::retry_on_intr(|| rustix::io::read(pipe, &mut part))?;
@@ -155,7 +176,7 @@ impl Stream {
         if self.seen.len() > 2 * KEPT {
             self.keep_the_end();
         }
-        Ok(count > 0)
+        Ok(count as u64)
     }
 
     fn keep_the_end(&mut self) {

@@ -239,14 +239,24 @@ mod tests {
     }
 
     #[test]
-    fn a_program_past_its_deadline_is_killed() {
+    fn a_program_that_leaves_a_child_that_writes_on_is_done_when_it_ends_itself() {
         let shell = find("sh").unwrap();
-        let fault = run(
+        let outcome = run(
             &shell,
-            ["-c", "exec tail -f /dev/null"],
+            ["-c", "yes & echo started"],
             b"",
-            Duration::from_millis(50),
-        );
-        assert_eq!(fault.unwrap_err().kind, FaultKind::Timeout);
+            Duration::from_secs(60),
+        )
+        .unwrap();
+        assert!(outcome.success);
+    }
+
+    #[test]
+    fn a_program_past_its_deadline_is_killed_silent_or_not() {
+        let shell = find("sh").unwrap();
+        for script in ["exec tail -f /dev/null", "exec yes", "exec yes >&2"] {
+            let fault = run(&shell, ["-c", script], b"", Duration::from_millis(50));
+            assert_eq!(fault.unwrap_err().kind, FaultKind::Timeout, "{script}");
+        }
     }
 }
