@@ -20,6 +20,8 @@ use crate::failure::Failure;
 /// How long a disk may take to appear. Under emulation on a loaded host it has been
 /// seen to take over a second.
 const LIMIT: Duration = Duration::from_secs(20);
+/// Events that are taken before it is looked again.
+const EVENTS: usize = 256;
 /// The group of the kernel's own events; udev's are another.
 const KERNEL_EVENTS: u32 = 1;
 
@@ -67,13 +69,14 @@ fn until(is_there: impl Fn() -> bool, events: &OwnedFd, limit: Duration) -> io::
     let deadline = Instant::now() + limit;
     while !is_there() {
         let left = deadline.saturating_duration_since(Instant::now());
+        // Not left to poll(2) alone: with an event always waiting it never runs out.
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         let timeout = Timespec::try_from(left).expect("twenty seconds fit a timespec");
         match poll(&mut [PollFd::new(events, PollFlags::IN)], Some(&timeout)) {
-            Ok(0) => {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
+            Ok(0) | Err(Errno::INTR) => {}
             Ok(_) => drain(events),
-            Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -83,7 +86,11 @@ fn until(is_there: impl Fn() -> bool, events: &OwnedFd, limit: Duration) -> io::
 /// What an event says does not matter, nor that some were lost (ENOBUFS).
 fn drain(events: &OwnedFd) {
     let mut event = [0; 4096];
-    while recv(events, &mut event[..], RecvFlags::empty()).is_ok() {}
+    for _ in 0..EVENTS {
+        if recv(events, &mut event[..], RecvFlags::empty()).is_err() {
+            return;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -105,6 +112,14 @@ mod tests {
             kernel.send(b"add@/devices/vda").unwrap();
             waiter.join().unwrap().unwrap();
         });
+    }
+
+    #[test]
+    fn a_disk_that_never_appears_is_given_up_though_events_never_end() {
+        // Always readable, and never empty.
+        let endless = File::open("/dev/null").unwrap().into();
+        let error = until(|| false, &endless, Duration::from_millis(5)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 
     #[test]
