@@ -30,6 +30,12 @@ const LAST_WORDS: u64 = 4096;
 /// How long no call is taken after one could not be.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long it takes until a VMM that could not be watched is looked for again.
+const WATCH_PAUSE: Duration = Duration::from_secs(1);
+
+/// The VMM's process as it was looked for.
+pub type Found = Result<Option<Process>, Fault>;
+
 /// How a booting guest is told who it is; asked when it calls.
 pub type Configure = Rc<dyn Fn() -> GuestConfig>;
 
@@ -131,33 +137,51 @@ impl Guests {
         told.or(cancel).or(late).await
     }
 
-    /// Says when a VM's VMM has ended, and why: `how` tells that of a process by its id,
-    /// where it is known.
+    /// Says when a VM's VMM, which `look` finds, has ended, and why: `how` tells that of a
+    /// process by its id, where it is known.
     pub fn watch(
         &self,
         vm: VmId,
         run: RunToken,
-        process: Result<Option<Process>, Fault>,
+        look: impl FnMut() -> Found + 'static,
         how: impl Fn(u32) -> Option<String> + 'static,
     ) {
         let inbox = self.inbox.clone();
         let console = self.layout.console_log(vm);
         let watching = async move {
-            let reason = match process {
-                Ok(Some(process)) => {
-                    let pid = process.pid();
-                    match ended(process).await {
-                        Ok(()) => last_words(&console, how(pid)),
-                        Err(error) => format!("its VMM cannot be watched: {error}"),
-                    }
-                }
-                Ok(None) => "its VMM was not there any more".to_owned(),
-                Err(fault) => format!("its VMM cannot be watched: {fault}"),
+            let reason = match end_of_vmm(vm, look, WATCH_PAUSE).await {
+                Some(pid) => last_words(&console, how(pid)),
+                None => "its VMM was not there any more".to_owned(),
             };
             let exited = Event::VmmExited { vm, run, reason };
             let _ = inbox.send(Input::Event(exited)).await;
         };
         self.executor.spawn(watching).detach();
+    }
+}
+
+/// Waits for the end of a VM's VMM and gives its process id; `None` if it is not there. One
+/// that cannot be looked for or watched may live, and its guest with it: it is not said to
+/// have ended, but looked for again.
+async fn end_of_vmm(vm: VmId, mut look: impl FnMut() -> Found, pause: Duration) -> Option<u32> {
+    let mut is_told = false;
+    loop {
+        let trouble = match look() {
+            Ok(None) => return None,
+            Ok(Some(process)) => {
+                let pid = process.pid();
+                match ended(process).await {
+                    Ok(()) => return Some(pid),
+                    Err(error) => error.to_string(),
+                }
+            }
+            Err(fault) => fault.to_string(),
+        };
+        if !std::mem::replace(&mut is_told, true) {
+            log::error!(vm:%; "its VMM cannot be watched, which is tried again: {trouble}");
+        }
+        // Nothing tells when there are descriptors or memory again.
+        Timer::after(pause).await;
     }
 }
 
@@ -255,7 +279,31 @@ async fn hear(
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::Pid;
+
     use super::*;
+
+    #[test]
+    fn a_vmm_that_cannot_be_watched_at_first_is_watched_and_not_said_to_have_ended() {
+        let mut child = std::process::Command::new("/bin/cat")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let (id, pid) = (child.id(), Pid::from_child(&child));
+        child.kill().unwrap();
+        let mut looks = 0;
+        let look = || {
+            looks += 1;
+            match looks {
+                1 | 2 => Err(Fault::new(FaultKind::Other, "too many open files")),
+                _ => Ok(Some(Process::pin(pid).unwrap())),
+            }
+        };
+        let ended = end_of_vmm(VmId::from_bits(42), look, Duration::ZERO);
+        assert_eq!(smol::block_on(ended), Some(id));
+        child.wait().unwrap();
+    }
 
     const KILLED: &str = "killed by signal 9";
 

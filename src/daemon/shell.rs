@@ -469,8 +469,14 @@ impl Shell {
         };
         self.halts.attend(vm, run, &self.layout, &self.executor);
         let host = self.host.clone();
-        let how = move |pid| host.real().vmms().how_it_ended(pid);
-        self.guests.watch(vm, run, process, how);
+        let vmms = host.clone();
+        let how = move |pid| vmms.real().vmms().how_it_ended(pid);
+        let mut found = Some(process);
+        let look = move || {
+            let first = found.take();
+            first.unwrap_or_else(|| host.real().vmms().watch(vm))
+        };
+        self.guests.watch(vm, run, look, how);
     }
 
     /// Says when a VM's vsock back end ends, and how where it was our child; or that its
