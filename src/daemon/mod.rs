@@ -231,9 +231,7 @@ impl Daemon {
         self.executor.spawn(end_on_signal(self.sender)).detach();
         if let Some(resolver) = self.resolver {
             let names = self.names;
-            let serving = async move {
-                log::error!("guests have no resolver: {}", resolver.serve(names).await)
-            };
+            let serving = async move { match resolver.serve(names).await {} };
             self.executor.spawn(serving).detach();
         }
         log::info!(pid = std::process::id(); "listening");

@@ -8,7 +8,8 @@
 //! Bound to the gateway's address only, and it hears only what comes from its subnet,
 //! which includes this machine. It may be started before the bridge exists and after a
 //! crash of the daemon alike: it has no state but the daemon's table of names. Work in
-//! flight is bounded in all and for each guest, so that no guest keeps the others out.
+//! flight is bounded in all and for each guest; each has a share that is its own whatever
+//! the others do, so that they do not keep it out, all together neither.
 //!
 //! Read next: [`zone`] (what we know ourselves), [`upstream`] (whom we ask).
 
@@ -17,6 +18,7 @@ pub mod zone;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::OwnedFd;
@@ -38,12 +40,15 @@ use zone::{Names, Verdict};
 /// managers ask for dozens of names at once, twice each.
 const TOTAL_LIMIT: usize = 256;
 const GUEST_LIMIT: usize = 64;
+/// What each may have in flight even where the others have as many as all may have.
+const OWN_SHARE: usize = 8;
 
-/// A connection that asks nothing for so long is closed (RFC 7766 wants seconds).
+/// A connection that asks nothing, or takes no answer, for so long is closed (RFC 7766
+/// wants seconds).
 const IDLE_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long no connection is accepted after the system could not give us one.
-const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// How long nothing is received or accepted after the system could not give us something.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Largest datagram that is read: more than 4096 bytes nobody asks for (EDNS, RFC 6891),
 /// longer answers come over TCP.
@@ -60,6 +65,8 @@ pub struct Place {
     pub resolv_conf: PathBuf,
     /// The port of those nameservers.
     pub upstream_port: u16,
+    /// How long a connection may stand still.
+    pub idle_limit: Duration,
 }
 
 impl Place {
@@ -70,6 +77,7 @@ impl Place {
             port: 53,
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             upstream_port: 53,
+            idle_limit: IDLE_LIMIT,
         }
     }
 }
@@ -81,6 +89,7 @@ pub struct Dns {
     tcp: TcpListener,
     subnet: Subnet,
     upstream: Upstream,
+    idle_limit: Duration,
     load: Load,
 }
 
@@ -117,12 +126,13 @@ impl Dns {
                 place.upstream_port,
                 place.subnet.gateway(),
             ),
+            idle_limit: place.idle_limit,
             load: Load::default(),
         })
     }
 
-    /// Answers until a socket fails; dropping the future closes everything.
-    pub async fn serve(self, names: Names) -> Failure {
+    /// Answers for ever; dropping the future closes everything.
+    pub async fn serve(self, names: Names) -> Infallible {
         let pool = LocalExecutor::new();
         let udp = self.serve_udp(&names, &pool);
         let tcp = self.serve_tcp(&names, &pool);
@@ -135,12 +145,14 @@ impl Dns {
         Ok((self.udp.local_addr()?, self.tcp.local_addr()?))
     }
 
-    async fn serve_udp<'a>(&'a self, names: &'a Names, pool: &LocalExecutor<'a>) -> Failure {
+    async fn serve_udp<'a>(&'a self, names: &'a Names, pool: &LocalExecutor<'a>) -> Infallible {
         let mut buffer = vec![0; DATAGRAM_LIMIT];
+        let mut trouble = Trouble::default();
         loop {
-            let (length, from) = match self.udp.recv_from(&mut buffer).await {
-                Ok(received) => received,
-                Err(error) => return Failure::failed("receive a DNS question").because(error),
+            let received = self.udp.recv_from(&mut buffer).await;
+            let Some((length, from)) = trouble.pause("receive a DNS question", received).await
+            else {
+                continue;
             };
             let Some(guest) = self.accepts(from) else {
                 continue;
@@ -161,15 +173,13 @@ impl Dns {
         }
     }
 
-    async fn serve_tcp<'a>(&'a self, names: &'a Names, pool: &LocalExecutor<'a>) -> Failure {
+    async fn serve_tcp<'a>(&'a self, names: &'a Names, pool: &LocalExecutor<'a>) -> Infallible {
+        let mut trouble = Trouble::default();
         loop {
-            let (stream, from) = match self.tcp.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    log::warn!("accept a DNS connection: {error}");
-                    Timer::after(ACCEPT_PAUSE).await;
-                    continue;
-                }
+            let accepted = self.tcp.accept().await;
+            let Some((stream, from)) = trouble.pause("accept a DNS connection", accepted).await
+            else {
+                continue;
             };
             let Some(slot) = self.accepts(from).and_then(|guest| self.load.take(guest)) else {
                 continue;
@@ -194,18 +204,22 @@ impl Dns {
     /// One question after the other, each behind its length (RFC 1035, 4.2.2).
     async fn converse(&self, names: &Names, mut stream: TcpStream) -> io::Result<()> {
         loop {
-            let question = future::or(read_framed(&mut stream), async {
-                Timer::after(IDLE_LIMIT).await;
-                Err(io::ErrorKind::TimedOut.into())
-            });
-            let question = question.await?;
+            let question = self.in_time(read_framed(&mut stream)).await?;
             let Some(answer) = self.answer(names, &question, Transport::Tcp).await else {
                 return Ok(());
             };
             let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
-            stream.write_all(&length.to_be_bytes()).await?;
-            stream.write_all(&answer).await?;
+            let framed = [&length.to_be_bytes(), &*answer].concat();
+            self.in_time(stream.write_all(&framed)).await?;
         }
+    }
+
+    async fn in_time<T>(&self, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+        let late = async {
+            Timer::after(self.idle_limit).await;
+            Err(io::ErrorKind::TimedOut.into())
+        };
+        future::or(work, late).await
     }
 
     /// `None` for what is no question.
@@ -217,6 +231,32 @@ impl Dns {
                 Some(answer) => Some(answer),
                 None => zone::server_failure(question),
             },
+        }
+    }
+}
+
+/// Whether a socket's last call failed: of one datagram, or of a shortage, so that a later
+/// one may come through.
+#[derive(Default)]
+struct Trouble {
+    is_told: bool,
+}
+
+impl Trouble {
+    /// What came; after a failure, which is told once, nothing, and that a moment later.
+    async fn pause<T>(&mut self, attempt: &str, outcome: io::Result<T>) -> Option<T> {
+        match outcome {
+            Ok(came) => {
+                self.is_told = false;
+                Some(came)
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_told, true) {
+                    log::warn!("{attempt}, which is tried again: {error}");
+                }
+                Timer::after(PAUSE).await;
+                None
+            }
         }
     }
 }
@@ -264,14 +304,12 @@ struct Slot<'a> {
 impl Load {
     fn take(&self, guest: Ipv4Addr) -> Option<Slot<'_>> {
         let mut by_guest = self.by_guest.borrow_mut();
-        if by_guest.values().sum::<usize>() >= TOTAL_LIMIT {
+        let is_full = by_guest.values().sum::<usize>() >= TOTAL_LIMIT;
+        let own = by_guest.get(&guest).copied().unwrap_or(0);
+        if own >= if is_full { OWN_SHARE } else { GUEST_LIMIT } {
             return None;
         }
-        let own = by_guest.entry(guest).or_default();
-        if *own >= GUEST_LIMIT {
-            return None;
-        }
-        *own += 1;
+        by_guest.insert(guest, own + 1);
         Some(Slot { load: self, guest })
     }
 }

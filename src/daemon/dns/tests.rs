@@ -21,24 +21,43 @@ struct Running {
 }
 
 fn start(resolv_conf: PathBuf, upstream_port: u16) -> Running {
+    start_with(resolv_conf, upstream_port, IDLE_LIMIT)
+}
+
+fn start_with(resolv_conf: PathBuf, upstream_port: u16, idle_limit: Duration) -> Running {
+    let place = Place {
+        resolv_conf,
+        upstream_port,
+        idle_limit,
+        ..nowhere()
+    };
+    run(move || Dns::bind(&place).unwrap())
+}
+
+/// On loopback, with nobody to ask.
+fn nowhere() -> Place {
+    Place {
+        subnet: "127.0.0.0/8".parse().unwrap(),
+        port: 0,
+        resolv_conf: PathBuf::from("/nonexistent"),
+        upstream_port: 1,
+        idle_limit: IDLE_LIMIT,
+    }
+}
+
+fn run(make: impl FnOnce() -> Dns + Send + 'static) -> Running {
     let (started, wait) = mpsc::channel();
     let (end, ended) = smol::channel::bounded::<()>(1);
     std::thread::spawn(move || {
-        let place = Place {
-            subnet: "127.0.0.0/8".parse().unwrap(),
-            port: 0,
-            resolv_conf,
-            upstream_port,
-        };
         let names = Names::default();
         names.replace([("dev".parse().unwrap(), Ipv4Addr::new(127, 0, 0, 9))]);
-        let dns = Dns::bind(&place).unwrap();
+        let dns = make();
         started.send(dns.addresses().unwrap()).unwrap();
         let until_end = async {
             let _ = ended.recv().await;
         };
         smol::block_on(future::or(until_end, async {
-            panic!("{}", dns.serve(names).await);
+            match dns.serve(names).await {}
         }));
     });
     let (udp, tcp) = wait.recv_timeout(PATIENCE).unwrap();
@@ -209,13 +228,81 @@ fn one_guest_cannot_fill_the_resolver() {
 }
 
 #[test]
+fn greedy_guests_leave_each_other_a_share_and_no_more_than_that() {
+    let load = Load::default();
+    let guest = |number: usize| Ipv4Addr::from(0x0a00_0000 + u32::try_from(number).unwrap());
+    let mut slots = Vec::new();
+    for greedy in 0..TOTAL_LIMIT / GUEST_LIMIT {
+        slots.extend((0..=GUEST_LIMIT).filter_map(|_| load.take(guest(greedy))));
+    }
+    assert_eq!(slots.len(), TOTAL_LIMIT);
+    let modest: Vec<_> = (0..GUEST_LIMIT)
+        .filter_map(|_| load.take(guest(1000)))
+        .collect();
+    assert_eq!(modest.len(), OWN_SHARE);
+    assert!(load.take(guest(0)).is_none());
+    drop((slots, modest));
+    assert!(load.by_guest.borrow().is_empty());
+}
+
+#[test]
+fn a_connection_that_takes_no_answers_is_closed() {
+    let limit = Duration::from_millis(50);
+    let running = start_with(PathBuf::from("/nonexistent"), 1, limit);
+    let mut stream = TcpStream::connect(running.tcp).unwrap();
+    rustix::net::sockopt::set_socket_recv_buffer_size(&stream, 4096).unwrap();
+    let asked = question(1, "dev.vm");
+    let length = u16::try_from(asked.len()).unwrap();
+    let framed = [&length.to_be_bytes(), &*asked].concat().repeat(100);
+    // Until both directions are full and the resolver gives up.
+    while stream.write_all(&framed).is_ok() {}
+}
+
+#[test]
+fn an_answer_too_long_for_a_datagram_is_one_to_ask_for_in_a_stream() {
+    let nameserver = UdpSocket::bind("127.0.0.2:0").unwrap();
+    nameserver.set_read_timeout(Some(PATIENCE)).unwrap();
+    let port = nameserver.local_addr().unwrap().port();
+    let file = resolv_conf("nameserver 127.0.0.2\n");
+    let running = start(file.path().to_owned(), port);
+    let socket = client();
+    for (length, is_cut) in [(DATAGRAM_LIMIT, false), (DATAGRAM_LIMIT + 1, true)] {
+        let asked = question(7, "example.org");
+        socket.send_to(&asked, running.udp).unwrap();
+        let (asked, from) = receive(&nameserver);
+        let mut answer = nameserver_answer(&asked, Ipv4Addr::new(192, 0, 2, 1));
+        answer.resize(length, 0);
+        nameserver.send_to(&answer, from).unwrap();
+        let mut buffer = vec![0; 2 * DATAGRAM_LIMIT];
+        let received = socket.recv(&mut buffer).unwrap();
+        let packet = Packet::parse(&buffer[..asked.len()]);
+        assert_eq!(buffer[2] & 0x02 != 0, is_cut);
+        assert_eq!(received, if is_cut { asked.len() } else { length });
+        assert_eq!(packet.is_ok_and(|packet| packet.id() == 7), is_cut);
+    }
+}
+
+#[test]
+fn a_socket_that_fails_once_is_used_on() {
+    let peer = client();
+    let address = peer.local_addr().unwrap();
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    udp.connect(address).unwrap();
+    drop(peer);
+    // Refused, of which the next receive tells.
+    udp.send(&[0]).unwrap();
+    let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let sockets = (udp.into(), tcp.into());
+    let running = run(move || Dns::of_sockets(&nowhere(), sockets).unwrap());
+    let peer = UdpSocket::bind(address).unwrap();
+    peer.set_read_timeout(Some(PATIENCE)).unwrap();
+    peer.send_to(&question(7, "dev.vm"), running.udp).unwrap();
+    assert_eq!(Packet::parse(&receive(&peer).0).unwrap().id(), 7);
+}
+
+#[test]
 fn a_second_resolver_on_the_address_is_refused_by_name() {
-    let place = Place {
-        subnet: "127.0.0.0/8".parse().unwrap(),
-        port: 0,
-        resolv_conf: PathBuf::from("/nonexistent"),
-        upstream_port: 1,
-    };
+    let place = nowhere();
     let first = Dns::bind(&place).unwrap();
     let taken = Place {
         port: first.addresses().unwrap().0.port(),

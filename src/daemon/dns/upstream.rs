@@ -127,13 +127,18 @@ async fn ask_udp(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
     let socket = UdpSocket::bind(any).await?;
     socket.connect(server).await?;
     socket.send(question).await?;
-    let mut buffer = vec![0; DATAGRAM_LIMIT];
+    // With room for a byte too many, by which one that was cut is known.
+    let mut buffer = vec![0; DATAGRAM_LIMIT + 1];
     loop {
         let length = socket.recv(&mut buffer).await?;
-        if answers(&buffer[..length], question) {
-            buffer.truncate(length);
-            return Ok(buffer);
+        if !answers(&buffer[..length], question) {
+            continue;
         }
+        if length > DATAGRAM_LIMIT {
+            return zone::truncated(&buffer).ok_or(io::ErrorKind::InvalidData.into());
+        }
+        buffer.truncate(length);
+        return Ok(buffer);
     }
 }
 

@@ -121,6 +121,19 @@ pub fn server_failure(message: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
+/// What is said in place of an answer that is too long for a datagram: that it is to be
+/// asked for in a stream (TC, RFC 1035, 4.1.1). Half an answer would pass for a whole one.
+pub fn truncated(answer: &[u8]) -> Option<Vec<u8>> {
+    const TRUNCATED: u8 = 0x02;
+    let question = question(answer)?;
+    let mut cut = answer.get(..HEADER)?.to_vec();
+    cut[2] |= TRUNCATED;
+    // No records of the other three sections.
+    cut[6..].fill(0);
+    cut.extend_from_slice(question);
+    Some(cut)
+}
+
 /// The question's bytes in a message: name, type, class.
 pub fn question(message: &[u8]) -> Option<&[u8]> {
     let mut end = HEADER;
