@@ -25,7 +25,7 @@ use crate::model::ids::VmId;
 use crate::model::units::Bytes;
 use crate::plan::step::{Fault, FaultKind, Presence};
 use crate::plan::store_level::{Level, StoreState};
-use crate::sys::dm::{Access, Control, IfBusy, Removed, State, Target};
+use crate::sys::dm::{Access, Control, Device, IfBusy, Removed, State, Target};
 
 use super::fault::fault;
 use super::loopdev::{self, Role};
@@ -68,6 +68,14 @@ fn base_name(vm: VmId) -> String {
     format!("bgr-{vm}-base")
 }
 
+fn uuid(vm: VmId) -> String {
+    format!("banger-{vm}")
+}
+
+fn base_uuid(vm: VmId) -> String {
+    format!("banger-{vm}-base")
+}
+
 /// Makes both devices and the link.
 pub fn ensure(snapshot: &Snapshot<'_>) -> Result<(), Fault> {
     let attempt = || format!("make snapshot {}", name(snapshot.vm));
@@ -82,7 +90,7 @@ pub fn ensure(snapshot: &Snapshot<'_>) -> Result<(), Fault> {
     }
     let top = top_layer(&control, snapshot).map_err(failed)?;
     if !is_live(&control, &top).map_err(failed)? {
-        remove(&control, &top.name)?;
+        remove(&control, &top.name, &top.uuid)?;
         make(&control, &top)?;
     }
     link(&control, snapshot).map_err(failed)?;
@@ -120,8 +128,8 @@ pub fn absent(vm: VmId, link: &Path) -> Result<(), Fault> {
     let Some(control) = existing_control()? else {
         return Ok(());
     };
-    remove(&control, &name(vm))?;
-    remove(&control, &base_name(vm))
+    remove(&control, &name(vm), &uuid(vm))?;
+    remove(&control, &base_name(vm), &base_uuid(vm))
 }
 
 /// Present means both devices with the tables that they would get now, live, the store
@@ -286,7 +294,7 @@ fn base_layer(snapshot: &Snapshot<'_>) -> io::Result<Layer> {
     let base = loopdev::sectors(loop_number)?;
     Ok(Layer {
         name: base_name(snapshot.vm),
-        uuid: format!("banger-{}-base", snapshot.vm),
+        uuid: base_uuid(snapshot.vm),
         table: base_table(&format!("7:{loop_number}"), base, snapshot.size.0 / SECTOR)?,
         access: Access::ReadOnly,
     })
@@ -317,7 +325,7 @@ fn top_layer(control: &Control, snapshot: &Snapshot<'_>) -> io::Result<Layer> {
     let store = format!("7:{}", loop_number(snapshot.vm, Role::Cow)?);
     Ok(Layer {
         name: name(snapshot.vm),
-        uuid: format!("banger-{}", snapshot.vm),
+        uuid: uuid(snapshot.vm),
         table: vec![Target {
             start: 0,
             length: snapshot.size.0 / SECTOR,
@@ -381,11 +389,13 @@ fn make(control: &Control, layer: &Layer) -> Result<(), Fault> {
     made.map_err(|error| fault(format!("make device {}", layer.name), error))
 }
 
-/// Removes a device. One in use is told to go when it is let go, and that is waited for.
-fn remove(control: &Control, name: &str) -> Result<(), Fault> {
+/// Removes a device of ours. One in use is told to go when it is let go, and that is waited
+/// for.
+fn remove(control: &Control, name: &str, uuid: &str) -> Result<(), Fault> {
     let failed = |error: io::Error| fault(format!("remove device {name}"), error);
-    if control.find(name).map_err(failed)?.is_none() {
-        return Ok(());
+    match control.find(name).map_err(failed)? {
+        Some(device) => check_ours(&device, name, uuid)?,
+        None => return Ok(()),
     }
     let uevents = Uevents::subscribe().map_err(failed)?;
     match control.remove(name, IfBusy::Later) {
@@ -402,6 +412,20 @@ fn remove(control: &Control, name: &str) -> Result<(), Fault> {
         true => Ok(()),
         false => Err(failed(Errno::BUSY.into())),
     }
+}
+
+/// Another's device may have a name like ours: what is on it is not ours to take away.
+fn check_ours(device: &Device, name: &str, uuid: &str) -> Result<(), Fault> {
+    if device.uuid == uuid {
+        return Ok(());
+    }
+    let what = format!(
+        "remove device {name}: it is not ours, for its uuid is {:?} and not {uuid:?}",
+        device.uuid
+    );
+    Err(Fault::new(FaultKind::Denied, what).remedy(Some(format!(
+        "If nothing needs it, `dmsetup remove {name}`; else `dmsetup rename {name}`."
+    ))))
 }
 
 fn node(device: u64) -> PathBuf {
@@ -451,6 +475,25 @@ mod tests {
         assert_eq!(level("Overflow"), Some((0, 0, StoreState::Overflow)));
         for nonsense in ["", "Unknown", "1/", "/1", "99999999999999999999/1 0"] {
             assert_eq!(level(nonsense), None, "{nonsense:?}");
+        }
+    }
+
+    #[test]
+    fn a_device_of_our_name_with_anothers_uuid_is_not_ours_to_remove() {
+        let vm = VmId::from_bits(42);
+        let device = |uuid: &str| Device {
+            number: 0,
+            uuid: uuid.to_owned(),
+            users: 0,
+            state: State::Live,
+            is_leaving: false,
+        };
+        let check = |found: &str| check_ours(&device(found), &name(vm), &uuid(vm));
+        assert_eq!(check(&uuid(vm)), Ok(()));
+        for foreign in ["", "LVM-x", &base_uuid(vm)] {
+            let fault = check(foreign).unwrap_err();
+            assert_eq!(fault.kind, FaultKind::Denied);
+            assert!(fault.what.contains(&name(vm)), "{fault}");
         }
     }
 
