@@ -215,7 +215,9 @@ impl Mind {
 
     fn exit_when_idle(&mut self) {
         let exits = self.out.last() == Some(&Action::Exit);
-        let idle = self.steps_under_way == 0 && !self.pulls.is_any_under_way();
+        let idle = self.steps_under_way == 0
+            && !self.is_waiting_for_a_guest()
+            && !self.pulls.is_any_under_way();
         if self.life == Life::Ending && idle && !exits {
             self.out.push(Action::Exit);
         }

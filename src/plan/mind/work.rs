@@ -277,6 +277,19 @@ impl Mind {
         }
     }
 
+    /// Whether a guest boots. It takes no slot, and is under way all the same: without a
+    /// row that says that it runs, the next daemon would take it down.
+    pub(super) fn is_waiting_for_a_guest(&self) -> bool {
+        let waits = |work: &Work| match work {
+            Work::PoweringOff { .. } => false,
+            Work::Operating(work) => work.flight.is_some_and(|flight| flight.slot == Slot::Free),
+        };
+        self.vms
+            .values()
+            .filter_map(|vm| vm.work.as_ref())
+            .any(waits)
+    }
+
     pub(super) fn step_done(&mut self, id: VmId, token: StepToken, result: Result<(), Fault>) {
         let Some(work) = self.operating(id) else {
             return;

@@ -462,6 +462,22 @@ fn shutdown_ends_at_once_when_idle_and_refuses_new_work() {
 }
 
 #[test]
+fn shutdown_waits_for_a_booting_guest_which_then_runs() {
+    let mut desk = Desk::new(stocked());
+    desk.end_sweep();
+    desk.holds = Some(StepKind::Ready);
+    desk.ask(1, create("dev", Removal::Keep));
+    desk.hear(Event::Shutdown);
+    assert!(!desk.others.contains(&Action::Exit));
+    let (vm, token) = desk.held[0];
+    let result = Ok(());
+    desk.hear(Event::StepDone { vm, token, result });
+    assert!(matches!(desk.rows.last(), Some(RowChange::PutVm(row)) if row.phase == Phase::Running));
+    assert!(matches!(desk.last_reply(), Reply::Vm(_)));
+    assert!(desk.others.contains(&Action::Exit));
+}
+
+#[test]
 fn at_most_eight_steps_are_under_way() {
     let mut desk = Desk::new(stocked());
     desk.holds = Some(StepKind::VmDirectory);
