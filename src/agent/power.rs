@@ -214,11 +214,11 @@ mod tests {
         let mut obedient = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
         let both = [&stubborn, &obedient].map(|child| open_process(child.id() as i32).unwrap());
         both.iter().for_each(|process| process.signal(Signal::TERM));
-        let left = wait_for_end(Vec::from(both), Duration::from_millis(300));
+        obedient.wait().unwrap();
+        let left = wait_for_end(Vec::from(both), Duration::from_millis(1));
         assert_eq!(left.len(), 1);
         left.iter().for_each(|process| process.signal(Signal::KILL));
         assert!(wait_for_end(left, Duration::from_secs(20)).is_empty());
-        obedient.wait().unwrap();
         stubborn.wait().unwrap();
     }
 }

@@ -67,10 +67,15 @@ mod tests {
             return;
         };
         assert!(one.tsc_khz > 100_000, "{one:?}");
+        assert_eq!(one.loops_per_jiffy, one.tsc_khz * 4);
+        // A machine that takes the processor away in the middle of both samples of an
+        // instant spoils one pair, and not the next ones.
+        let agrees =
+            |one: HostClock, two: HostClock| one.tsc_khz.abs_diff(two.tsc_khz) < one.tsc_khz / 1000;
+        let mut later = (0..50).filter_map(|_| Some((measure()?, measure()?)));
         assert!(
-            one.tsc_khz.abs_diff(two.tsc_khz) < one.tsc_khz / 1000,
+            agrees(one, two) || later.any(|(one, two)| agrees(one, two)),
             "{one:?} {two:?}"
         );
-        assert_eq!(one.loops_per_jiffy, one.tsc_khz * 4);
     }
 }

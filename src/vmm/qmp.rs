@@ -274,9 +274,11 @@ mod tests {
                 Qmp::connect(&path, limit)?.status()
             });
             let (mut peer, _) = listener.accept().unwrap();
-            peer.write_all(lines.as_bytes()).unwrap();
+            // On a loaded machine the client may have given up by now: what it made of
+            // what it heard is what counts.
+            let _ = peer.write_all(lines.as_bytes());
             if hang_up {
-                peer.shutdown(std::net::Shutdown::Write).unwrap();
+                let _ = peer.shutdown(std::net::Shutdown::Write);
             }
             client.join().unwrap()
         })
