@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::DEADLINE;
@@ -28,7 +29,8 @@ pub fn wait_readable(descriptor: &impl AsFd, deadline: Duration) -> bool {
     poll(&mut polled, Some(&deadline)).expect("poll takes one descriptor") > 0
 }
 
-/// Waits until a folder, which must exist, is as wished; looks at each change in it.
+/// Waits until a folder is as wished; looks at each change in it. It must exist, unless
+/// what is wished for is so without it.
 #[track_caller]
 pub fn wait_for_folder(folder: &Path, wished: impl Fn(&Path) -> bool) {
     let watch = inotify::init(CreateFlags::CLOEXEC).expect("inotify is there");
@@ -37,7 +39,11 @@ pub fn wait_for_folder(folder: &Path, wished: impl Fn(&Path) -> bool) {
         | WatchFlags::MOVED_TO
         | WatchFlags::MOVED_FROM
         | WatchFlags::DELETE_SELF;
-    inotify::add_watch(&watch, folder, changes).expect("the folder to wait for exists");
+    match inotify::add_watch(&watch, folder, changes) {
+        // What removes it may have been quicker than we.
+        Err(Errno::NOENT) if wished(folder) => return,
+        added => added.expect("the folder to wait for exists"),
+    };
     let end = Instant::now() + DEADLINE;
     let mut buffer = [0; 16 * 1024];
     while !wished(folder) {
