@@ -5,9 +5,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
-use smol::LocalExecutor;
 use smol::channel::Sender;
+use smol::future::FutureExt;
+use smol::{LocalExecutor, Task, Timer};
 
 use super::base;
 use super::clients::Input;
@@ -19,10 +21,16 @@ use crate::model::ids::ContentId;
 use crate::plan::event::{Event, JobId, JobResult, JobWork};
 use crate::plan::request::{PullKey, PullProgress};
 
+/// How long leftovers may keep a starting daemon from its VMs. Killed processes end in
+/// milliseconds and folders go in seconds; a disk that hangs never lets go.
+const ENDING_LIMIT: Duration = Duration::from_secs(30);
+
 /// See the head of this file.
 pub struct Jobs {
     layout: Arc<Layout>,
     running: Rc<RefCell<HashMap<JobId, Arc<Cancel>>>>,
+    /// Ends what an earlier daemon's builds have left, from the start on.
+    ending: RefCell<Option<Task<()>>>,
 }
 
 impl Jobs {
@@ -31,6 +39,35 @@ impl Jobs {
         Jobs {
             layout: Arc::new(layout),
             running: Rc::default(),
+            ending: RefCell::default(),
+        }
+    }
+
+    /// Begins to end the builds of an earlier daemon that still run, and to remove what
+    /// they left. Off the loop: other users may write to /var/tmp.
+    pub fn end_leftovers(&self, executor: &LocalExecutor<'static>) {
+        let layout = self.layout.clone();
+        let ending = smol::unblock(move || {
+            for swept in [rootfs::sweep(&layout), rootfs::sweep_shared()] {
+                if let Err(failure) = swept {
+                    log::error!("end leftover builds: {failure}");
+                }
+            }
+        });
+        let late = async {
+            Timer::after(ENDING_LIMIT).await;
+            log::error!("end leftover builds: not done in time");
+        };
+        *self.ending.borrow_mut() = Some(executor.spawn(ending.or(late)));
+    }
+
+    /// Waits until that is done, or has taken too long.
+    pub fn leftovers_ended(&self) -> impl Future<Output = ()> + 'static {
+        let ending = self.ending.borrow_mut().take();
+        async {
+            if let Some(ending) = ending {
+                ending.await;
+            }
         }
     }
 
@@ -97,10 +134,13 @@ fn carry_out(
         }
         JobWork::Pull(key) => pull(job, key, layout, cancel, inbox),
         JobWork::Sweep { images, kernels } => {
-            rootfs::sweep(layout)?;
-            remove_unnamed(&layout.images(), images)?;
-            remove_unnamed(&layout.kernels(), kernels)?;
-            Ok(JobResult::Removed)
+            let done = [
+                rootfs::sweep(layout),
+                remove_unnamed(&layout.images(), images),
+                remove_unnamed(&layout.kernels(), kernels),
+            ];
+            let done: Result<(), Failure> = done.into_iter().collect();
+            done.map(|()| JobResult::Removed)
         }
     }
 }

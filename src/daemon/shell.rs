@@ -32,7 +32,6 @@ use crate::host::Host;
 use crate::host::appear::Name;
 use crate::host::layout::Layout;
 use crate::host::process::Process;
-use crate::image::rootfs;
 use crate::model::ids::VmId;
 use crate::plan::event::{Event, JobId, RunToken, StepToken};
 use crate::plan::facts::HostFacts;
@@ -404,20 +403,20 @@ impl Shell {
     }
 
     /// Ends what helper programs of an earlier daemon still run, and removes what they
-    /// left: their effects must not land after recovery has looked. Inline, since
-    /// nothing may come before it. Builders of images are the only ones that can outlive
-    /// us; mke2fs writes to a file without a name, which vanishes with it.
+    /// left: their effects must not land after recovery has looked, so it waits for this.
+    /// Builders of images are the only ones that can outlive us; mke2fs writes to a file
+    /// without a name, which vanishes with it.
     pub fn kill_helpers(&self) {
-        if let Err(failure) = rootfs::sweep(&self.layout) {
-            log::error!("end leftover builds: {failure}");
-        }
+        self.jobs.end_leftovers(&self.executor);
     }
 
     /// Finds out which VMs have a live VMM and a live vsock back end, and puts back under
     /// those what is named; and which of `owned` have a client that lives.
     pub fn find_vmms(&self, vms: Vec<(VmId, Vec<Step>)>, owned: Vec<VmId>) {
         let (host, inbox) = (self.host.clone(), self.inbox.clone());
+        let ended = self.jobs.leftovers_ended();
         let task = self.executor.spawn(async move {
+            ended.await;
             let found = smol::unblock(move || {
                 let vmms = host.real().vmms();
                 let (mut alive, mut linked) = (BTreeSet::new(), BTreeSet::new());

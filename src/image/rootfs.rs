@@ -95,13 +95,21 @@ pub fn load(job: &Job, name: &ImageName, content: &ContentId) -> Result<Image, F
     })
 }
 
-/// Removes what builders that are dead have left; called when the daemon starts.
+/// Removes what builders that are dead have left in the store.
 ///
 /// # Errors
-/// A leftover cannot be removed.
+/// A leftover cannot be removed; the others are.
 pub fn sweep(layout: &Layout) -> Result<(), Failure> {
-    store::sweep(&layout.images(), store::ASIDE)?;
-    store::sweep(&layout.kernels(), store::ASIDE)?;
+    let images = store::sweep(&layout.images(), store::ASIDE);
+    images.and(store::sweep(&layout.kernels(), store::ASIDE))
+}
+
+/// Removes what builders that are dead have left where other users may write too; called
+/// when the daemon starts.
+///
+/// # Errors
+/// A leftover cannot be removed; the others are.
+pub fn sweep_shared() -> Result<(), Failure> {
     store::sweep(Path::new(SHARED_TEMPORARY), &shared_prefix())
 }
 

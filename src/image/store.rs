@@ -11,12 +11,12 @@
 //! when one may go.
 
 use std::fs::{self, File, TryLockError};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, Mode, OFlags, RenameFlags, renameat_with};
 
 use super::job::at;
 use super::{orphans, program};
@@ -149,33 +149,40 @@ impl Drop for Aside {
 /// # Errors
 /// A leftover cannot be removed.
 pub fn sweep(parent: &Path, prefix: &str) -> Result<(), Failure> {
-    let Ok(entries) = fs::read_dir(parent) else {
-        return Ok(());
-    };
-    for entry in entries.flatten() {
-        let path = entry.path();
-        if entry.file_name().to_string_lossy().starts_with(prefix) && !is_owned(&path) {
-            orphans::end(&path);
-            discard(&path)?;
-        }
+    let mut outcome = Ok(());
+    for path in left_over(parent, prefix) {
+        orphans::end(&path);
+        outcome = outcome.and(discard(&path));
     }
-    Ok(())
+    outcome
 }
 
-/// What makers that are dead have left.
+/// What makers that are dead have left. In a folder that is everybody's, others may have
+/// put anything under such a name: only what is a folder and ours counts.
 pub fn left_over(parent: &Path, prefix: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(parent).into_iter().flatten().flatten();
     let aside = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
     let mut found: Vec<PathBuf> = aside.map(|entry| entry.path()).collect();
-    found.retain(|path| !is_owned(path));
+    found.retain(|path| is_our_folder(path) && !has_maker(path));
     found.sort();
     found
 }
 
-/// Whether the maker of a folder lives: it holds the lock.
-fn is_owned(path: &Path) -> bool {
-    File::open(path.join(OWNER))
-        .is_ok_and(|owner| matches!(owner.try_lock(), Err(TryLockError::WouldBlock)))
+fn is_our_folder(path: &Path) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_dir() && found.uid() == own)
+}
+
+/// Whether the maker of a folder lives: it holds the lock. A pipe in the lock's place must
+/// not make us wait for its writer.
+fn has_maker(path: &Path) -> bool {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let Ok(owner) = rustix::fs::open(path.join(OWNER), flags, Mode::empty()) else {
+        return false;
+    };
+    let owner = File::from(owner);
+    owner.metadata().is_ok_and(|found| found.is_file())
+        && matches!(owner.try_lock(), Err(TryLockError::WouldBlock))
 }
 
 /// The finished folders.
@@ -284,6 +291,8 @@ fn sync(path: &Path) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::FileType;
+
     use super::*;
 
     fn id(text: &str) -> ContentId {
@@ -327,6 +336,37 @@ mod tests {
         sweep(root.path(), ASIDE).unwrap();
         let alive = alive.path().file_name().unwrap().to_str().unwrap();
         assert_eq!(names(root.path()), [alive, "00ff"]);
+    }
+
+    /// Symptom: any user could put a pipe under such a name into /var/tmp, and the daemon
+    /// of another waited for its writer for ever.
+    #[test]
+    fn a_pipe_in_the_place_of_the_lock_is_not_waited_for() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join(".making-1-0");
+        fs::create_dir(&folder).unwrap();
+        let pipe = folder.join(OWNER);
+        rustix::fs::mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        sweep(root.path(), ASIDE).unwrap();
+        assert!(names(root.path()).is_empty());
+    }
+
+    #[test]
+    fn what_is_no_folder_of_ours_stays_and_keeps_nothing_else_from_being_swept() {
+        let root = tempfile::tempdir().unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let named = |name: &str| root.path().join(name);
+        std::os::unix::fs::symlink(elsewhere.path(), named(".making-1-0")).unwrap();
+        fs::write(named(".making-2-0"), "").unwrap();
+        fs::create_dir(named(".making-3-0")).unwrap();
+        fs::create_dir(named(".making-4-0")).unwrap();
+        let given = std::os::unix::fs::chown(named(".making-3-0"), Some(65534), None);
+        sweep(root.path(), ASIDE).unwrap();
+        let mut left = vec![".making-1-0", ".making-2-0"];
+        // Only root gives a folder away.
+        left.extend(given.is_ok().then_some(".making-3-0"));
+        assert_eq!(names(root.path()), left);
+        assert!(elsewhere.path().exists());
     }
 
     #[test]
