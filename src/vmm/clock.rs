@@ -64,6 +64,10 @@ mod tests {
     #[test]
     fn two_measurements_agree_within_one_in_a_thousand() {
         let (Some(one), Some(two)) = (measure(), measure()) else {
+            println!(
+                "skipped: two_measurements_agree_within_one_in_a_thousand: \
+                 this processor has no time-stamp counter that can be read"
+            );
             return;
         };
         assert!(one.tsc_khz > 100_000, "{one:?}");
