@@ -2,17 +2,24 @@
 //!
 //! Where the file system can, it is an unnamed inode (`O_TMPFILE`): if we die, it is
 //! gone, and a helper program that outlives us writes into nothing. Elsewhere it is a
-//! file beside the wanted name, replaced by the next attempt.
+//! file beside the wanted name, locked while its maker lives; the next attempt at that
+//! name removes those of the dead.
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::durable::sync_way;
+
+/// Ends the name of an incomplete file.
+const ENDING: &str = ".aside";
 
 /// An incomplete file that will be known as `name`.
 #[derive(Debug)]
@@ -41,20 +48,27 @@ impl Aside {
     }
 
     fn begin_named(name: &Path) -> io::Result<Aside> {
-        let mut meanwhile = name.as_os_str().to_owned();
-        meanwhile.push(format!(".{}.aside", std::process::id()));
-        let meanwhile = PathBuf::from(meanwhile);
-        match fs::remove_file(&meanwhile) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        remove_abandoned(name)?;
+        loop {
+            let meanwhile = meanwhile(name);
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+            let made = rustix::fs::open(&meanwhile, flags, Mode::RUSR | Mode::WUSR);
+            let file = match made {
+                Ok(descriptor) => File::from(descriptor),
+                // Of a process that had our id, in another boot or namespace.
+                Err(Errno::EXIST) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            file.lock()?;
+            // Another attempt may have found it before it was locked.
+            if file.metadata()?.nlink() > 0 {
+                return Ok(Aside {
+                    file,
+                    name: name.to_owned(),
+                    named: Some(meanwhile),
+                });
+            }
         }
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
-        let descriptor: OwnedFd = rustix::fs::open(&meanwhile, flags, Mode::RUSR | Mode::WUSR)?;
-        Ok(Aside {
-            file: File::from(descriptor),
-            name: name.to_owned(),
-            named: Some(meanwhile),
-        })
     }
 
     /// The open file.
@@ -106,6 +120,38 @@ impl Drop for Aside {
     }
 }
 
+/// A name that no other attempt of this process has.
+fn meanwhile(name: &Path) -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let mut meanwhile = name.as_os_str().to_owned();
+    meanwhile.push(format!(".{}-{number}{ENDING}", std::process::id()));
+    meanwhile.into()
+}
+
+/// Removes what attempts at this name have left whose makers are dead.
+fn remove_abandoned(name: &Path) -> io::Result<()> {
+    let beginning = name.file_name().unwrap_or_default().as_bytes();
+    for entry in fs::read_dir(name.parent().unwrap_or(Path::new(".")))? {
+        let entry = entry?;
+        let found = entry.file_name();
+        let rest = found.as_bytes().strip_prefix(beginning);
+        if rest.is_none_or(|rest| !rest.starts_with(b".") || !rest.ends_with(ENDING.as_bytes())) {
+            continue;
+        }
+        let Ok(file) = File::open(entry.path()) else {
+            continue;
+        };
+        if file.try_lock().is_ok() {
+            match fs::remove_file(entry.path()) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
 fn descriptor_path(pid: u32, file: &File) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/fd/{}", file.as_raw_fd()))
 }
@@ -125,6 +171,26 @@ mod tests {
             drop(aside);
             assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
         }
+    }
+
+    /// Symptom: the name held our process id, so a crash's file was never found again.
+    #[test]
+    fn an_attempt_removes_what_dead_ones_have_left_and_nothing_else() {
+        let root = tempfile::tempdir().unwrap();
+        let name = root.path().join("disk");
+        let kept = ["disk.notes", "disk2.1-0.aside"];
+        for left in kept.iter().chain(&["disk.1-0.aside", "disk.77.aside"]) {
+            fs::write(root.path().join(left), "half").unwrap();
+        }
+        let one = Aside::begin_named(&name).unwrap();
+        let other = Aside::begin_named(&name).unwrap();
+        let mut wanted: Vec<PathBuf> = kept.map(|kept| root.path().join(kept)).into();
+        wanted.extend([one.path_for_program(), other.path_for_program()]);
+        wanted.sort();
+        let found = fs::read_dir(root.path()).unwrap();
+        let mut found: Vec<PathBuf> = found.map(|entry| entry.unwrap().path()).collect();
+        found.sort();
+        assert_eq!(found, wanted);
     }
 
     #[test]
