@@ -293,6 +293,40 @@ fn a_daemon_on_the_network_of_another_says_which_settings_tell_them_apart() {
     );
 }
 
+/// Symptom: the log only grew, and held whatever a name of a VM did to a terminal.
+#[test]
+fn a_full_log_is_set_aside_and_the_next_has_no_word_that_steers_a_terminal() {
+    let banger = Banger::new();
+    let (log, older) = ("bangerd.log", "bangerd.log.1");
+    let [log, older] = [log, older].map(|name| banger.state().join(name));
+    std::fs::create_dir_all(banger.state()).unwrap();
+    std::fs::write(&log, "x".repeat(20 << 20)).unwrap();
+    banger.run(&["vm", "show", "x\u{1b}[31m\u{202e}y"]);
+    assert_eq!(std::fs::metadata(&older).unwrap().len(), 2 << 20);
+    let text = std::fs::read_to_string(&log).unwrap();
+    assert!(text.contains("listening"), "{text}");
+    assert!(!text.contains(['\u{1b}', '\u{202e}']), "{text}");
+    // The daemon itself is in the new one, with both of its outputs.
+    let status = banger.run(&["daemon", "status", "--json"]).text();
+    let status: Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["log"], log.display().to_string());
+    for output in [1, 2] {
+        let output = format!("/proc/{}/fd/{output}", status["pid"]);
+        assert_eq!(std::fs::read_link(output).unwrap(), log);
+    }
+}
+
+/// Symptom: under a service that starts commands, the log had no time any more.
+#[test]
+fn a_journal_that_the_daemon_is_not_connected_to_leaves_its_log_as_it_is() {
+    let banger = Banger::new();
+    let mut command = banger.command(&["vm", "list"]);
+    let ran = command.env("JOURNAL_STREAM", "8:12345").output().unwrap();
+    assert!(ran.status.success(), "{ran:?}");
+    let log = std::fs::read_to_string(banger.state().join("bangerd.log")).unwrap();
+    assert!(log.starts_with("20"), "{log}");
+}
+
 #[test]
 fn output_that_cannot_be_written_is_a_failure_and_an_unread_one_a_quiet_end() {
     let banger = Banger::new();

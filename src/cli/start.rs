@@ -186,11 +186,7 @@ fn spawn(log: &File, ready: &OwnedFd) -> io::Result<()> {
 /// The daemon ended without a word on the pipe: what it wrote to its log since then.
 fn died(log: &mut File, from: u64, path: &Path) -> Failure {
     let mut failure = Failure::new(FailureKind::Unreachable, "start bangerd: it ended at once");
-    let mut text = Vec::new();
-    let read = log
-        .seek(SeekFrom::Start(from))
-        .and_then(|_| log.take(64 * 1024).read_to_end(&mut text));
-    if read.is_ok() {
+    if let Ok(text) = written_since(log, from, path) {
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
         for line in lines.iter().rev().take(3).rev() {
@@ -200,9 +196,34 @@ fn died(log: &mut File, from: u64, path: &Path) -> Failure {
     failure.hint(format!("See {}.", path.display()))
 }
 
+/// What came into a log; a daemon that finds it full sets it aside and begins it anew.
+fn written_since(log: &mut File, from: u64, path: &Path) -> io::Result<Vec<u8>> {
+    const MOST: u64 = 64 * 1024;
+    let mut text = Vec::new();
+    log.seek(SeekFrom::Start(from))?;
+    log.take(MOST).read_to_end(&mut text)?;
+    let (ours, named) = (log.metadata()?, std::fs::metadata(path)?);
+    if (ours.dev(), ours.ino()) != (named.dev(), named.ino()) {
+        File::open(path)?.take(MOST).read_to_end(&mut text)?;
+    }
+    Ok(text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_of_a_daemon_that_began_its_log_anew_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("bangerd.log");
+        std::fs::write(&path, "earlier\nset aside\n").unwrap();
+        let mut log = File::open(&path).unwrap();
+        std::fs::rename(&path, folder.path().join("bangerd.log.1")).unwrap();
+        std::fs::write(&path, "begun\n").unwrap();
+        let text = written_since(&mut log, 8, &path).unwrap();
+        assert_eq!(text, b"set aside\nbegun\n");
+    }
 
     #[test]
     fn a_runtime_directory_that_others_may_write_to_is_refused() {

@@ -86,11 +86,18 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             // What goes wrong before the configuration is read has no logger yet.
-            crate::logging::start("info");
+            crate::logging::start("info", own_log().as_deref());
             log::error!("{}", with_hint(&failure));
             ExitCode::from(failure.kind.exit_status())
         }
     }
+}
+
+/// The log that is ours to keep small, wherever our directories are.
+fn own_log() -> Option<PathBuf> {
+    let own_uid = rustix::process::getuid().as_raw();
+    let layout = Layout::roots(|name| std::env::var_os(name), own_uid);
+    layout.ok().map(|layout| layout.daemon_log())
 }
 
 /// A failure in one line of the log, what to do included.
@@ -136,7 +143,7 @@ fn prepare(started: Instant) -> Result<Daemon, Failure> {
         None => Config::default(),
     };
     let level = std::env::var("BANGER_LOG_LEVEL").unwrap_or_else(|_| config.log_level());
-    crate::logging::start(&level);
+    crate::logging::start(&level, own_log().as_deref());
     // A guest's files and sockets are nobody else's business, whoever starts us.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     raise_open_files();

@@ -33,7 +33,7 @@ const CONFIG: &str = "/etc/banger/config.toml";
 
 /// Serves until a signal ends it, or removes what VMs share.
 pub fn main(arguments: &[OsString]) -> ExitCode {
-    crate::logging::start("info");
+    crate::logging::start("info", None);
     let outcome = match arguments {
         [first, rest @ ..] if first == "remove-network" => {
             require_root().and_then(|()| removal::run(rest))

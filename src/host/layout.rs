@@ -125,7 +125,8 @@ impl Layout {
         self.state.join("store.redb")
     }
 
-    /// What bangerd logs when it was started by the command line.
+    /// What bangerd logs when it was started by the command line; what was in it before
+    /// it was full is beside it, with `.1` at the end.
     pub fn daemon_log(&self) -> PathBuf {
         self.state.join("bangerd.log")
     }

@@ -20,8 +20,10 @@
 //! | lease | an address and a CID held by one VM |
 //! | stage | a part of a long operation, shown live |
 //!
-//! Reading order: [`ids`], [`units`], [`net`], [`limits`], [`vm`], [`image`], [`nearest`].
+//! Reading order: [`ids`], [`units`], [`net`], [`limits`], [`vm`], [`image`], [`nearest`],
+//! [`harmless`].
 
+pub mod harmless;
 pub mod ids;
 pub mod image;
 pub mod limits;

@@ -85,7 +85,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "workspace",
         ],
     ),
-    ("logging", &[]),
+    ("logging", &["model"]),
     ("role", &["*"]),
     ("lib", &["*"]),
     ("main", &["*"]),
