@@ -17,6 +17,7 @@ use smol::{Async, Timer};
 
 use crate::failure::{Failure, FailureKind};
 use crate::host::socket::{self, Pinned};
+use crate::model::harmless::steers;
 use crate::plan::step::{Fault, FaultKind};
 use crate::proto::agent::{AGENT_VERSION, AgentCall, AgentFailure, AgentRequest};
 use crate::proto::frame::{Decoder, Frame, Kind, encoded_json};
@@ -85,7 +86,7 @@ async fn serve_unbounded(
     config: impl FnOnce() -> GuestConfig,
 ) -> Result<GuestNews, Failure> {
     let frame = read_frame(stream).await?;
-    let bad = |why: String| Failure::failed("hear a guest").because(why);
+    let bad = |why: String| Failure::failed("hear a guest").because(words(&why));
     if frame.kind != Kind::Request {
         return Err(bad(format!("it began with a {:?} frame", frame.kind)));
     }
@@ -141,16 +142,16 @@ fn ready(init: String, phases: Vec<(String, u64)>, warnings: Vec<String>) -> Gue
     }
 }
 
-/// A guest's text made fit for a terminal: no control characters, bounded.
+/// A guest's text made fit for a terminal: nothing that steers it, bounded.
 pub fn words(text: &str) -> String {
     text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
+        .map(|c| if steers(c) { ' ' } else { c })
         .take(WORDS_LIMIT)
         .collect()
 }
 
 async fn read_frame(stream: &Async<UnixStream>) -> Result<Frame, Failure> {
-    let bad = |why: String| Failure::failed("read a guest's frame").because(why);
+    let bad = |why: String| Failure::failed("read a guest's frame").because(words(&why));
     let mut decoder = Decoder::new();
     let mut part = vec![0_u8; 16 * 1024];
     let mut reader = stream;
@@ -345,7 +346,7 @@ pub async fn ask(
     };
     refusal
         .map(Err)
-        .map_err(|why| Failure::failed(attempt).because(why))
+        .map_err(|why| Failure::failed(attempt).because(words(&why)))
 }
 
 #[cfg(test)]

@@ -10,12 +10,14 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
+use log::Level;
 use smol::channel::{Receiver, Sender};
 use smol::future::FutureExt;
 use smol::{Async, LocalExecutor, Task, Timer};
 
 use super::clients::Input;
 use super::guest::{self, GuestNews};
+use super::quota::Quota;
 use crate::host::layout::Layout;
 use crate::host::process::Process;
 use crate::model::ids::VmId;
@@ -238,6 +240,7 @@ async fn hear(
     inbox: Sender<Input>,
     told: Sender<Result<(), Fault>>,
 ) {
+    let mut quota = Quota::default();
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -252,7 +255,7 @@ async fn hear(
             continue;
         };
         match guest::serve(stream, || configure()).await {
-            Ok(GuestNews::Configured) => log::debug!(vm:%; "guest configured"),
+            Ok(GuestNews::Configured) => quota.log(vm, Level::Debug, "guest configured"),
             Ok(GuestNews::Ready {
                 init,
                 phases,
@@ -268,11 +271,11 @@ async fn hear(
                 let _ = told.try_send(Ok(()));
             }
             Ok(GuestNews::Failed(what)) => {
-                log::warn!(vm:%, what:%; "guest gave up");
+                quota.log(vm, Level::Warn, &format!("guest gave up: {what}"));
                 let fault = Fault::new(FaultKind::Other, format!("boot the guest: {what}"));
                 let _ = told.try_send(Err(fault));
             }
-            Err(failure) => log::warn!(vm:%; "{failure}"),
+            Err(failure) => quota.log(vm, Level::Warn, &failure.to_string()),
         }
     }
 }

@@ -5,6 +5,7 @@
 //!  actor      the loop: input -> mind -> actions
 //!  shell      carries out actions
 //!  guests     listeners and watches of guests       guest   their conversations
+//!  quota      what a VM may make us log
 //!  jobs       pulls of images and kernels        base    whether those are whole
 //!  holder     who has the store that we may not open
 //!  holds      clients that outlive a daemon
@@ -31,6 +32,7 @@ mod holds;
 pub mod jobs;
 pub mod listen;
 pub mod moment;
+mod quota;
 pub mod ready;
 pub mod repair;
 pub mod shell;

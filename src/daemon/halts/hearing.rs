@@ -13,25 +13,29 @@
 //! It only talks: what it knows is in its [`Note`], what it cannot know (whether somebody
 //! reaches the guest's agent) it asks its judge.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::time::Duration;
 
+use log::Level;
 use smol::channel::{Receiver, Sender};
 use smol::future::FutureExt;
-use smol::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use smol::stream::StreamExt;
+use smol::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
 use smol::{Async, Timer};
 
 use crate::daemon::guest::Silence;
+use crate::daemon::quota::Quota;
 use crate::model::ids::VmId;
 use crate::vmm::halt::{self, Told};
 
 /// A future that need not leave its thread.
 pub type BoxedLocal<T> = Pin<Box<dyn Future<Output = T>>>;
+
+/// Longest line of a VMM, bytes, as on its other monitor.
+const LINE_LIMIT: usize = 1 << 20;
 
 /// Most who can have asked and not been heard yet; the next one waits.
 const ASKERS: usize = 64;
@@ -40,6 +44,7 @@ const ASKERS: usize = 64;
 pub struct Note {
     vm: VmId,
     silence: Cell<Option<Silence>>,
+    quota: RefCell<Quota>,
     /// Who is told, by the end of the channel sent here, once it is known what the guest
     /// does. Closed when nobody hears the VMM any more.
     askers: (Sender<Sender<()>>, Receiver<Sender<()>>),
@@ -51,6 +56,7 @@ impl Note {
         Note {
             vm,
             silence: Cell::new(None),
+            quota: RefCell::default(),
             askers: smol::channel::bounded(ASKERS),
         }
     }
@@ -81,8 +87,12 @@ impl Note {
 
     fn tell(&self, silence: Silence) {
         if self.silence.replace(Some(silence)) != Some(silence) {
-            log::warn!(vm:% = self.vm; "{}", silence.words());
+            self.log(Level::Warn, silence.words());
         }
+    }
+
+    fn log(&self, level: Level, text: &str) {
+        self.quota.borrow_mut().log(self.vm, level, text);
     }
 }
 
@@ -120,7 +130,7 @@ pub async fn hear(
     judge: impl Fn() -> BoxedLocal<bool>,
 ) -> io::Result<()> {
     let (lines, mut monitor) = smol::io::split(Async::new(stream)?);
-    let mut lines = BufReader::new(lines).lines();
+    let mut lines = Lines::of(lines);
     monitor.write_all(halt::OPENING).await?;
     let mut hearing = Hearing {
         note,
@@ -130,7 +140,10 @@ pub async fn hear(
         waiting: Vec::new(),
     };
     loop {
-        let line = async { lines.next().await.map(|line| line.map(Next::Line)) };
+        let line = async {
+            let line = lines.next().await.transpose();
+            line.map(|line| line.map(Next::Line))
+        };
         let asker = async {
             note.askers
                 .1
@@ -145,6 +158,44 @@ pub async fn hear(
         };
         if let Some(order) = hearing.take(next) {
             monitor.write_all(order).await?;
+        }
+    }
+}
+
+/// The lines of a VMM, which is not trusted.
+struct Lines<R> {
+    from: BufReader<R>,
+    /// What has come of the next one. Kept here, as whoever waits for it may give up.
+    begun: Vec<u8>,
+}
+
+impl<R: AsyncRead + Unpin> Lines<R> {
+    fn of(from: R) -> Lines<R> {
+        Lines {
+            from: BufReader::new(from),
+            begun: Vec::new(),
+        }
+    }
+
+    /// The next line with its end; `None` when there is none any more.
+    async fn next(&mut self) -> io::Result<Option<String>> {
+        loop {
+            let part = self.from.fill_buf().await?;
+            let end = part.iter().position(|byte| *byte == b'\n');
+            let taken = end.map_or(part.len(), |end| end + 1);
+            if taken == 0 {
+                return Ok(None);
+            }
+            self.begun.extend_from_slice(&part[..taken]);
+            self.from.consume(taken);
+            if self.begun.len() > LINE_LIMIT {
+                let what = format!("it says a line of more than {LINE_LIMIT} bytes");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+            }
+            if end.is_some() {
+                let line = std::mem::take(&mut self.begun);
+                return Ok(Some(String::from_utf8_lossy(&line).into_owned()));
+            }
         }
     }
 }
@@ -217,7 +268,7 @@ impl<J: Fn() -> BoxedLocal<bool>> Hearing<'_, J> {
 
     fn judged(&mut self, cut_off: bool) {
         if self.note.silence() == Some(Silence::Halted) {
-            log::info!(vm:% = self.note.vm; "its guest goes on");
+            self.note.log(Level::Info, "its guest goes on");
             self.note.silence.set(None);
         }
         if cut_off {
@@ -359,6 +410,17 @@ mod tests {
             assert_eq!(line.as_bytes(), halt::CONTINUE);
             assert_eq!(note.silence(), Some(Silence::Halted));
         });
+    }
+
+    /// Symptom: a VMM that was taken over took the daemon's memory by one endless line.
+    #[test]
+    fn endless_line_is_heard_to_its_limit_and_no_further() {
+        let endless = smol::io::repeat(b'x');
+        let failure = smol::block_on(Lines::of(endless).next()).unwrap_err();
+        assert!(failure.to_string().contains("1048576 bytes"), "{failure}");
+        let mut few = Lines::of(&b"one\ntwo\nthree"[..]);
+        let said = [(); 3].map(|()| smol::block_on(few.next()).unwrap());
+        assert_eq!(said.map(Option::unwrap_or_default), ["one\n", "two\n", ""]);
     }
 
     #[test]
