@@ -139,7 +139,7 @@ fn text(progress: &Progress) -> String {
     if !progress.detail.is_empty() {
         text.push_str(&format!(": {}", progress.detail));
     }
-    printable(&text).replace(['\n', '\t'], " ")
+    printable(&text)
 }
 
 fn share(current: Option<u64>, total: Option<u64>) -> Option<String> {

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::failure::Failure;
+use crate::model::harmless::one_line;
 use crate::sys::closed_output;
 
 /// Where text goes.
@@ -153,22 +154,26 @@ pub fn failure(failure: &Failure) {
 }
 
 fn failure_text(failure: &Failure, prefix: &str, hint_word: &str) -> String {
-    let mut text = format!("{prefix} {}\n", printable(&failure.what));
+    let mut text = format!("{prefix} {}\n", printable_lines(&failure.what));
     for cause in &failure.causes {
-        text.push_str(&format!("  because: {}\n", printable(cause)));
+        text.push_str(&format!("  because: {}\n", printable_lines(cause)));
     }
     if let Some(hint) = &failure.hint {
-        text.push_str(&format!("  {hint_word} {}\n", printable(hint)));
+        text.push_str(&format!("  {hint_word} {}\n", printable_lines(hint)));
     }
     text
 }
 
-/// Replaces what would steer the terminal: some texts come from guests.
+/// One line without what would steer the terminal: some texts come from guests.
 pub fn printable(text: &str) -> String {
-    let keep = |c: char| matches!(c, '\n' | '\t') || !c.is_control();
-    text.chars()
-        .map(|c| if keep(c) { c } else { '\u{fffd}' })
-        .collect()
+    one_line(text)
+}
+
+/// The same for a text of several lines, such as a program's complaint: those behind the
+/// first are set in, so that none can pass for a line of ours.
+fn printable_lines(text: &str) -> String {
+    let lines: Vec<String> = text.trim_end().split('\n').map(printable).collect();
+    lines.join("\n           ")
 }
 
 #[cfg(test)]
@@ -188,7 +193,17 @@ mod tests {
     }
 
     #[test]
+    fn a_line_within_a_cause_cannot_pass_for_a_hint_of_ours() {
+        let failure = Failure::failed("boot").because("no\n  hint: run this\n");
+        assert_eq!(
+            failure_text(&failure, "banger:", "hint:"),
+            "banger: boot\n  because: no\n             hint: run this\n"
+        );
+    }
+
+    #[test]
     fn text_from_a_guest_cannot_steer_the_terminal() {
-        assert_eq!(printable("a\x1b[2Jb\tc\n"), "a\u{fffd}[2Jb\tc\n");
+        assert_eq!(printable("a\x1b[2Jb\tc\n"), "a\u{fffd}[2Jb c ");
+        assert_eq!(printable("a\u{202e}b"), "a\u{fffd}b");
     }
 }

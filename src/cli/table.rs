@@ -33,7 +33,7 @@ impl Table {
     pub fn painted(&mut self, cells: Vec<(Paint, String)>) {
         assert_eq!(cells.len(), self.header.len(), "one cell per column");
         // A line break inside a cell would break the table.
-        let clean = |text: String| printable(&text).replace(['\n', '\t'], " ");
+        let clean = |text: String| printable(&text);
         let cells = cells.into_iter().map(|(paint, text)| (paint, clean(text)));
         self.rows.push(cells.collect());
     }
