@@ -7,7 +7,7 @@ mod support;
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime};
@@ -35,6 +35,9 @@ const TAPLESS: VmId = VmId::from_bits(0x00f1_0002);
 /// Of a daemon with another state directory, on the same bridge.
 const FOREIGN: VmId = VmId::from_bits(0x00f1_0003);
 
+/// Of a daemon whose state directory is reached through a link.
+const LINKED: VmId = VmId::from_bits(0x00f1_0004);
+
 fn subnet() -> Subnet {
     SUBNET.parse().unwrap()
 }
@@ -50,6 +53,10 @@ fn with_own_bridge() -> Banger {
 
 /// The host as a daemon with these directories has it.
 fn host(state: PathBuf, runtime: PathBuf) -> RealHost {
+    host_with(BRIDGE, state, runtime)
+}
+
+fn host_with(bridge: &str, state: PathBuf, runtime: PathBuf) -> RealHost {
     let layout = Layout {
         cache: state.join("cache"),
         state,
@@ -60,7 +67,7 @@ fn host(state: PathBuf, runtime: PathBuf) -> RealHost {
         builder.recursive(true).mode(0o700).create(folder).unwrap();
     }
     let settings = Settings {
-        bridge: BRIDGE.to_owned(),
+        bridge: bridge.to_owned(),
         ..Settings::default()
     };
     RealHost::new(layout, settings)
@@ -226,6 +233,45 @@ fn orphans_of_every_kind_go_and_look_alikes_of_other_daemons_stay() {
     ours.remove_network().unwrap();
     let left = Links::open().unwrap().find(BRIDGE).unwrap();
     assert_eq!(left, None);
+}
+
+/// Symptom: the kernel names the file behind a loop device without links, and the tap's mark
+/// was made of the directory as it was spelled: neither was found.
+#[test]
+fn orphans_of_a_state_directory_below_a_link_go() {
+    let test = "orphans_of_a_state_directory_below_a_link_go";
+    if !is_root() {
+        return skip(test, "taps need root");
+    }
+    let mut banger = Banger::with_images(&[IMAGE]);
+    let link = banger.home().join("link");
+    symlink(banger.state().parent().unwrap(), &link).unwrap();
+    banger.set("BANGER_STATE_DIR", link.join("state"));
+    let network = "[network]\nbridge = \"bgrfix1\"\nsubnet = \"172.29.62.0/24\"\n";
+    fs::write(banger.config(), network).unwrap();
+    banger.ok(&["vm", "list"]);
+    let ours = host_with("bgrfix1", banger.state(), banger.runtime().to_owned());
+    let (vm, size) = (LINKED, Bytes::mib(8));
+    let subnet = "172.29.62.0/24".parse().unwrap();
+    let tap = Step::Tap { vm, subnet };
+    for step in [
+        Step::VmDirectory { vm },
+        Step::CowFile { vm, size },
+        Step::CowLoop { vm, size },
+        tap.clone(),
+    ] {
+        ours.ensure(&step).unwrap();
+    }
+
+    let done = banger.run(&["doctor", "--fix"]);
+
+    let removed = lines(&done.text(), "removed");
+    ours.absent(&Step::CowLoop { vm, size }).unwrap();
+    ours.absent(&tap).unwrap();
+    ours.remove_network().unwrap();
+    for part in ["loop device banger:00f10004:cow", "tap bgr-00f10004"] {
+        assert!(has(&removed, part), "no {part:?} in {done:?}");
+    }
 }
 
 #[test]

@@ -8,10 +8,14 @@
 //!
 //! `BANGER_STATE_DIR`, `BANGER_CACHE_DIR` and `BANGER_RUNTIME_DIR` override the XDG
 //! directories, so that several daemons live side by side.
+//!
+//! However a directory was spelled, it has one name here, without symbolic links: that is
+//! how the kernel names files behind loop devices, and what marks and markers are made of.
 
 pub mod refused;
 
 use std::ffi::OsString;
+use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -56,6 +60,10 @@ impl Layout {
     /// # Errors
     /// No home directory.
     pub fn roots(variable: impl Fn(&str) -> Option<OsString>, uid: u32) -> Result<Layout, Failure> {
+        Ok(Layout::spelled(variable, uid)?.named_once())
+    }
+
+    fn spelled(variable: impl Fn(&str) -> Option<OsString>, uid: u32) -> Result<Layout, Failure> {
         let set = |name: &str| variable(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         let below_home = |xdg: &str, rest: &str| {
             let base = set(xdg).filter(|p| p.is_absolute());
@@ -84,6 +92,20 @@ impl Layout {
             },
             runtime,
         })
+    }
+
+    /// A link in place of the runtime directory itself is not followed: its folder may be
+    /// /tmp, where it could be anybody's. Whoever makes the directories refuses it.
+    fn named_once(self) -> Layout {
+        let runtime = match (self.runtime.parent(), self.runtime.file_name()) {
+            (Some(parent), Some(name)) => without_links(parent).join(name),
+            _ => self.runtime,
+        };
+        Layout {
+            state: without_links(&self.state),
+            cache: without_links(&self.cache),
+            runtime,
+        }
     }
 
     fn check(self) -> Result<Layout, Failure> {
@@ -285,9 +307,25 @@ impl Layout {
     }
 }
 
+/// An absolute path without symbolic links as far as it exists; what does not has none.
+fn without_links(path: &Path) -> PathBuf {
+    let relative = || path.to_owned();
+    if !path.is_absolute() {
+        return relative();
+    }
+    let real = path.ancestors().find_map(|above| {
+        let rest = path.strip_prefix(above).ok()?;
+        // Joining nothing would add a slash.
+        let real = fs::canonicalize(above).ok()?;
+        Some(if above == path { real } else { real.join(rest) })
+    });
+    real.unwrap_or_else(relative)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::symlink;
 
     fn layout(pairs: &[(&str, &str)], uid: u32) -> Result<Layout, Failure> {
         let pairs: Vec<(String, OsString)> = pairs
@@ -307,9 +345,9 @@ mod tests {
 
     #[test]
     fn home_alone_gives_the_xdg_defaults() {
-        let layout = layout(&[("HOME", "/home/ada")], 1000).unwrap();
-        assert_eq!(layout.state, Path::new("/home/ada/.local/state/banger"));
-        assert_eq!(layout.cache, Path::new("/home/ada/.cache/banger"));
+        let layout = layout(&[("HOME", "/nowhere/ada")], 1000).unwrap();
+        assert_eq!(layout.state, Path::new("/nowhere/ada/.local/state/banger"));
+        assert_eq!(layout.cache, Path::new("/nowhere/ada/.cache/banger"));
         assert_eq!(layout.runtime, Path::new("/tmp/banger-runtime-1000"));
     }
 
@@ -319,6 +357,48 @@ mod tests {
         let failure = layout(&[("HOME", "/h"), ("BANGER_RUNTIME_DIR", &long)], 0).unwrap_err();
         assert!(failure.what.contains(&long), "{failure}");
         assert!(failure.hint.unwrap().contains("BANGER_RUNTIME_DIR"));
+    }
+
+    /// Real folders `real/…`, reached through `link`.
+    fn spelled_through(link: &Path) -> Layout {
+        let path = |name: &str| link.join(name).to_str().unwrap().to_owned();
+        let (state, cache, runtime) = (path("state"), path("cache"), path("run"));
+        layout(
+            &[
+                ("BANGER_STATE_DIR", &state),
+                ("BANGER_CACHE_DIR", &cache),
+                ("BANGER_RUNTIME_DIR", &runtime),
+            ],
+            0,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn a_directory_below_a_link_has_the_name_and_mark_of_the_real_one() {
+        let room = tempfile::tempdir().unwrap();
+        let real = fs::canonicalize(room.path()).unwrap().join("real");
+        fs::create_dir_all(real.join("state")).unwrap();
+        let link = room.path().join("link");
+        symlink(&real, &link).unwrap();
+        let (linked, direct) = (spelled_through(&link), spelled_through(&real));
+        assert_eq!(linked.state, real.join("state"));
+        assert_eq!(linked.runtime, real.join("run"));
+        assert_eq!(linked, direct);
+        assert_eq!(linked.mark(), direct.mark());
+    }
+
+    #[test]
+    fn a_link_to_a_state_directory_is_followed_and_one_to_sockets_is_not() {
+        let room = tempfile::tempdir().unwrap();
+        let room = fs::canonicalize(room.path()).unwrap();
+        fs::create_dir(room.join("elsewhere")).unwrap();
+        for name in ["state", "run"] {
+            symlink("elsewhere", room.join(name)).unwrap();
+        }
+        let layout = spelled_through(&room);
+        assert_eq!(layout.state, room.join("elsewhere"));
+        assert_eq!(layout.runtime, room.join("run"));
     }
 
     #[test]
