@@ -13,7 +13,7 @@
 //! What the guest had not written to its disk by then is gone, as the power's end has it.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -209,11 +209,19 @@ fn renew() {
         place.make(&steps);
         println!("renewed {times}");
         let root = Mounted::of(&place);
-        fs::write(root.0.join("generation"), times.to_string()).unwrap();
-        File::open(&root.0)
-            .and_then(|root| root.sync_all())
-            .unwrap();
+        write_generation(&root, times).unwrap();
     }
+}
+
+/// Written aside, synced and renamed, so that it is whole or not there, whenever the power
+/// goes.
+fn write_generation(root: &Mounted, times: usize) -> io::Result<()> {
+    let aside = root.0.join("generation.aside");
+    let mut file = File::create(&aside)?;
+    file.write_all(times.to_string().as_bytes())?;
+    file.sync_all()?;
+    fs::rename(aside, root.0.join("generation"))?;
+    File::open(&root.0)?.sync_all()
 }
 
 /// Recovers as a daemon does after a reboot, and looks for what was promised.
@@ -264,12 +272,13 @@ fn found(place: &Place, word: &str, number: usize) -> usize {
             );
         }
     }
-    let generation = fs::read_to_string(root.0.join("generation"));
-    let generation: usize = generation.map_or(number, |text| text.parse().unwrap_or(number));
     if word == "renewed" {
+        // A root that was just made has none yet.
+        let generation = fs::read_to_string(root.0.join("generation")).ok();
+        let generation = generation.map(|text| text.parse::<usize>().expect("it is whole"));
         assert!(
-            generation >= number,
-            "a root of before the {number}th reset"
+            generation.is_none_or(|generation| generation >= number),
+            "a root of before the {number}th reset: {generation:?}"
         );
         assert!(!root.file(0).exists(), "a root of before all resets");
     }
