@@ -36,8 +36,21 @@ census() {
         grep -xFf "$room/ids" | sed 's/^/cgroup /' || true
     grep -F "$room" /proc/mounts || true
     losetup --list --noheadings --output BACK-FILE 2>/dev/null | grep -F "$room" || true
-    pgrep -af "$room" | grep -vE 'bangerd|soak\.sh' | sed 's/^[0-9]* /process /' || true
+    processes
     find "$BANGER_STATE_DIR/vms" "$BANGER_RUNTIME_DIR/vms" -mindepth 1 2>/dev/null || true
+}
+
+# Who works in $room or names it: VMMs and their back ends name their files shortly, from
+# where they work. The daemon is the only one who may be there at the end.
+processes() {
+    local folder daemon
+    daemon=$("$banger" daemon status --json | field pid)
+    for folder in /proc/[0-9]*; do
+        [ "$folder" != "/proc/$daemon" ] || continue
+        if [[ $(readlink "$folder/cwd" 2>/dev/null) == "$room"* ]] || grep -qsF "$room" "$folder/cmdline"; then
+            tr '\0' ' ' 2>/dev/null <"$folder/cmdline" | sed 's/^/process /;s/$/\n/' || true
+        fi
+    done
 }
 
 wrong() {
@@ -118,11 +131,12 @@ worker() {
     done
 }
 
-# usage: sample; resident memory in KiB and open files of the daemon
+# usage: sample; the daemon's own memory in KiB, without pages of its program that were
+# merely looked at, and its open files
 sample() {
     local pid
     pid=$("$banger" daemon status --json | field pid)
-    printf '%d %d\n' "$(awk '/^VmRSS/ { print $2 }' "/proc/$pid/status")" "$(find "/proc/$pid/fd" -mindepth 1 | wc -l)"
+    printf '%d %d\n' "$(awk '/^RssAnon/ { print $2 }' "/proc/$pid/status")" "$(find "/proc/$pid/fd" -mindepth 1 | wc -l)"
 }
 
 echo "soak: $minutes min, $workers workers, $records records, seed $seed, in $room"
@@ -133,8 +147,9 @@ echo "soak: $minutes min, $workers workers, $records records, seed $seed, in $ro
 echo no-vm >"$room/ids"
 census >"$room/before"
 RANDOM=$((seed % 32768))
-"$banger" vm create --no-start --name soak-warm --image $image --memory 128M >/dev/null 2>&1
-"$banger" vm delete soak-warm >/dev/null 2>&1
+# What the daemon keeps for good, it keeps from the first guest on.
+"$banger" vm run --rm --name soak-warm --image $image --memory 128M -- true >/dev/null 2>&1
+sleep 2
 rest=$(sample)
 for ((i = 0; i < workers; i++)); do
     names=()
@@ -162,6 +177,6 @@ status=0
 [ ! -s "$room/wrong" ] || { echo "wrong:"; cat "$room/wrong"; status=1; }
 diff "$room/before" "$room/after" >"$room/leaks" || { echo "left over (>) or lost (<):"; cat "$room/leaks"; status=1; }
 [ "$files_after" -le $((files_before + 4)) ] || { echo "open files grew"; status=1; }
-[ "$memory_after" -le $((memory_before * 2 + 4096)) ] || { echo "memory grew"; status=1; }
+[ "$memory_after" -le $((memory_before + 1024)) ] || { echo "memory grew"; status=1; }
 if [ $status = 0 ]; then echo "soak: nothing left, nothing wrong, nothing grew (seed $seed)"; fi
 [ $status = 0 ]
