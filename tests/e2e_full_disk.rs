@@ -123,6 +123,12 @@ fn disk_that_is_full_at_any_step_of_a_run_rolls_all_of_it_back() {
     assert_eq!(ran.code(), Some(125), "{ran:?}");
     assert!(ran.error().contains("the disk is full"), "{ran:?}");
     assert!(ran.error().contains("banger vm prune"), "{ran:?}");
+    let ran = banger.run(&["vm", "start", "a"]);
+    assert_eq!(ran.code(), Some(1), "{ran:?}");
+    assert!(
+        ran.error().contains("start vm a: the disk is full"),
+        "{ran:?}"
+    );
     // What is durable stays, for a daemon that begins on the full disk too.
     banger.kill_daemon();
     assert_eq!(banger.phase("a"), "stopped");

@@ -243,6 +243,15 @@ impl Silence {
         Fault::new(kind, format!("{attempt}: {}", self.words()))
     }
 
+    /// What a wait for its agent ended with, and why, where that is known: a guest that was
+    /// halted in its boot has nothing wrong with its image.
+    pub fn explain(known: Option<Silence>, fault: Fault) -> Fault {
+        match (fault.kind, known) {
+            (FaultKind::Timeout, Some(silence)) => silence.fault(&fault.what),
+            _ => fault,
+        }
+    }
+
     /// The failure of whatever needs the agent of the VM of this name.
     pub fn failure(self, name: &str) -> Failure {
         let kind = match self {
@@ -378,6 +387,15 @@ mod tests {
         assert!(cut_off.contains("`banger vm restart dev`"), "{cut_off}");
         let warning = Silence::CutOff.warning("dev");
         assert!(warning.contains("`banger vm restart dev`"), "{warning}");
+        let late = || Fault::new(FaultKind::Timeout, "wait: no answer");
+        let explained = Silence::explain(Some(Silence::Halted), late());
+        assert_eq!(explained.kind, FaultKind::Full);
+        assert!(
+            explained
+                .what
+                .starts_with("wait: no answer: its guest is halted")
+        );
+        assert_eq!(Silence::explain(None, late()), late());
         assert_eq!(Silence::Halted.fault("stop").kind, FaultKind::Full);
         assert_eq!(Silence::CutOff.fault("stop").kind, FaultKind::CutOff);
     }

@@ -19,7 +19,7 @@ use super::adjust;
 use super::base::{self, Base};
 use super::clients::Input;
 use super::connection::{Outbox, Outgoing};
-use super::guest;
+use super::guest::{self, Silence};
 use super::guests::{self, Guests};
 use super::halts::Halts;
 use super::hands::Hands;
@@ -93,9 +93,11 @@ impl Shell {
             let (cancel, cancelled) = smol::channel::bounded(1);
             self.waits.insert(token, cancel);
             let (guests, host) = (self.guests.clone(), self.host.clone());
-            let waiting = guests.ready(*vm, Duration::from_millis(deadline_ms), cancelled);
+            let (halts, vm) = (self.halts.clone(), *vm);
+            let waiting = guests.ready(vm, Duration::from_millis(deadline_ms), cancelled);
             let task = self.executor.spawn(async move {
-                let mut result = waiting.await;
+                let result = waiting.await;
+                let mut result = result.map_err(|fault| Silence::explain(halts.of(vm), fault));
                 if fail_point::ARMED && result.is_ok() {
                     let step = step.clone();
                     result = smol::unblock(move || host.ensure(&step)).await;

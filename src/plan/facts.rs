@@ -102,6 +102,10 @@ pub struct Moment {
 /// what their metadata and a first boot take.
 pub const MIN_FREE: Bytes = Bytes::mib(64);
 
+/// Space that must be free before a VM is started: less than a boot and its log may write,
+/// and the guest would be halted in the middle of it until its start is given up.
+pub const MIN_FREE_TO_START: Bytes = Bytes::mib(16);
+
 impl HostFacts {
     /// The VMM for a start, with the reason that is shown.
     pub fn choose_vmm(&self, request: VmmRequest) -> Result<VmmChoice, Failure> {

@@ -69,7 +69,7 @@ impl Mind {
         check_net_limit(&name, net, &request.limits)?;
         self.facts
             .check_tap_limit(&name, net, request.vmm, &request.limits)?;
-        self.check_space(&name)?;
+        self.check_space(&format!("create vm {name}"), MIN_FREE)?;
         let image = self.resolve_image(&request.image)?;
         let kernel = self.resolve_kernel(&request.kernel)?;
         let mut needs = BTreeSet::new();
@@ -82,17 +82,16 @@ impl Mind {
         Ok((name, needs))
     }
 
-    fn check_space(&self, name: &VmName) -> Result<(), Failure> {
+    /// Refuses `what` where less than `needed` is free for VMs' disks.
+    pub(super) fn check_space(&self, what: &str, needed: Bytes) -> Result<(), Failure> {
         let free = self.moment.state_free;
-        if free >= MIN_FREE {
+        if free >= needed {
             return Ok(());
         }
-        let why = format!("{free} are free for the state directory, {MIN_FREE} are needed");
-        Err(
-            Failure::failed(format!("create vm {name}: the disk is full"))
-                .because(why)
-                .hint("Free space, for example with `banger vm prune`."),
-        )
+        let why = format!("{free} are free for the state directory, {needed} are needed");
+        Err(Failure::failed(format!("{what}: the disk is full"))
+            .because(why)
+            .hint("Free space, for example with `banger vm prune`."))
     }
 
     fn network(&self, request: &CreateRequest) -> Result<(NetMode, Option<String>), Failure> {

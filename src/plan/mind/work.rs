@@ -4,6 +4,7 @@ use crate::failure::Failure;
 use crate::model::ids::VmId;
 use crate::model::vm::Phase;
 use crate::plan::event::{Action, RunToken, StepToken, TimerId};
+use crate::plan::facts::MIN_FREE_TO_START;
 use crate::plan::make;
 use crate::plan::operation::{Effect, Goal, Mark, Operation, Outcome};
 use crate::plan::planted::{Bug, planted};
@@ -106,6 +107,7 @@ impl Mind {
         });
         let what = format!("start vm {}", spec.name);
         let choice = fits
+            .and_then(|()| self.check_space(&what, MIN_FREE_TO_START))
             .and_then(|()| self.refuse_taken(&what, &spec.publish, Some(id)))
             .and_then(|()| self.facts.choose_vmm_for(spec.net, spec.vmm));
         let choice = match choice {

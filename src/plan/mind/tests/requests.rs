@@ -1,6 +1,7 @@
 //! Requests: refused, resolved, shared.
 
 use super::*;
+use crate::plan::facts::MIN_FREE_TO_START;
 use crate::plan::request::Refresh;
 
 #[test]
@@ -200,6 +201,26 @@ fn full_disk_is_refused_before_anything_is_made() {
     desk.ask(1, create("dev", Removal::Keep));
     assert!(desk.failure().what.contains("disk is full"));
     assert!(desk.rows.is_empty());
+}
+
+/// Symptom: the guest was halted in its boot, and two minutes later its image was suspected.
+#[test]
+fn start_on_a_full_disk_is_refused_at_once_and_the_vm_kept() {
+    let mut desk = Desk::new(stocked());
+    desk.ask(1, create("dev", Removal::Keep));
+    let target = || "dev".to_owned();
+    desk.ask(1, Request::Stop { target: target() });
+    desk.free = Bytes::mib(1);
+    desk.steps.clear();
+    desk.ask(1, Request::Start { target: target() });
+    let failure = desk.failure();
+    assert_eq!(failure.what, "start vm dev: the disk is full");
+    assert!(failure.hint.as_ref().unwrap().contains("prune"));
+    assert!(desk.steps.is_empty());
+    assert_eq!(desk.vms()[0].phase, Phase::Stopped);
+    desk.free = MIN_FREE_TO_START;
+    desk.ask(1, Request::Start { target: target() });
+    assert_eq!(desk.vms()[0].phase, Phase::Running);
 }
 
 #[test]
