@@ -151,7 +151,7 @@ pub fn ensure(groups: Option<&Groups>, vm: VmId, limits: GroupLimits) -> Result<
         }
         groups
             .hand_down(limit.controller)
-            .and_then(|()| fs::write(path.join(limit.file), &limit.value))
+            .and_then(|()| limit.set(&path))
             .map_err(|error| fault(attempt("limit", &path), error))?;
     }
     Ok(())
@@ -162,32 +162,55 @@ struct Limit {
     controller: &'static str,
     file: &'static str,
     value: String,
-    /// Files that a controller need not have (no swap in the kernel).
+    /// Files that a controller need not have (no swap, no bandwidth in the kernel).
     is_optional: bool,
 }
 
 impl Limit {
     fn is_set(&self, group: &Path) -> bool {
-        let found = fs::read_to_string(group.join(self.file));
-        found.map_or(self.is_optional, |found| found.trim() == self.value)
+        match fs::read_to_string(group.join(self.file)) {
+            Ok(found) => found.trim() == self.value,
+            // A controller that was not handed down yet shows no file at all.
+            Err(_) => self.is_optional && has_controller(group, self.controller),
+        }
+    }
+
+    /// Of a group that has the controller.
+    fn set(&self, group: &Path) -> io::Result<()> {
+        match self.is_set(group) {
+            true => Ok(()),
+            false => fs::write(group.join(self.file), &self.value),
+        }
     }
 }
 
+fn has_controller(group: &Path, controller: &str) -> bool {
+    let given = fs::read_to_string(group.join("cgroup.controllers"));
+    given.is_ok_and(|given| given.split_whitespace().any(|word| word == controller))
+}
+
+/// The span over which processor time is counted, microseconds (`cpu.max`; the kernel's own).
+const PERIOD_US: u64 = 100_000;
+
 fn files(limits: GroupLimits) -> Vec<Limit> {
-    let limit = |controller, file, value: Option<u64>, is_optional| {
+    let limit = |controller, file, value: Option<String>, is_optional| {
         Some(Limit {
             controller,
             file,
-            value: value?.to_string(),
+            value: value?,
             is_optional,
         })
     };
-    let bytes = |bytes: Option<Bytes>| bytes.map(|bytes| bytes.0);
+    let bytes = |bytes: Option<Bytes>| bytes.map(|bytes| bytes.0.to_string());
+    let weight = limits.cpu_weight.map(|weight| weight.to_string());
+    let time = |processors| format!("{} {PERIOD_US}", u64::from(processors) * PERIOD_US);
+    let tasks = limits.tasks.map(|tasks| tasks.to_string());
     let all = [
-        limit("cpu", "cpu.weight", limits.cpu_weight.map(u64::from), false),
+        limit("cpu", "cpu.weight", weight, false),
+        limit("cpu", "cpu.max", limits.processors.map(time), true),
         limit("memory", "memory.max", bytes(limits.memory), false),
         limit("memory", "memory.swap.max", bytes(limits.swap), true),
-        limit("pids", "pids.max", limits.tasks.map(u64::from), false),
+        limit("pids", "pids.max", tasks, false),
     ];
     all.into_iter().flatten().collect()
 }
@@ -325,6 +348,37 @@ mod tests {
         ensure(None, vm, limits).unwrap();
         assert_eq!(probe(None, vm, limits).unwrap(), Presence::Present);
         absent(None, vm).unwrap();
+    }
+
+    #[test]
+    fn processor_time_is_so_much_of_each_period_as_the_processors_have() {
+        let limits = GroupLimits {
+            processors: Some(3),
+            ..GroupLimits::default()
+        };
+        let written: Vec<_> = files(limits)
+            .into_iter()
+            .map(|limit| (limit.file, limit.value))
+            .collect();
+        assert_eq!(written, [("cpu.max", "300000 100000".to_owned())]);
+    }
+
+    /// Symptom: taken for set, the controller was never handed down.
+    #[test]
+    fn optional_limit_of_a_controller_that_is_not_there_yet_is_not_set() {
+        let group = tempfile::tempdir().unwrap();
+        let limits = GroupLimits {
+            processors: Some(3),
+            ..GroupLimits::default()
+        };
+        let limit = files(limits).remove(0);
+        assert!(!limit.is_set(group.path()));
+        fs::write(group.path().join("cgroup.controllers"), "cpu pids\n").unwrap();
+        assert!(limit.is_set(group.path()), "a kernel without bandwidth");
+        fs::write(group.path().join("cpu.max"), "max 100000\n").unwrap();
+        limit.set(group.path()).unwrap();
+        let found = fs::read_to_string(group.path().join("cpu.max"));
+        assert_eq!(found.unwrap(), "300000 100000");
     }
 
     #[test]

@@ -143,6 +143,8 @@ fn group_limits(spec: &VmSpec, kind: VmmKind) -> GroupLimits {
         swap: Some(spec.memory),
         tasks: Some(TASKS),
         cpu_weight: spec.limits.cpu_weight,
+        // The guest's own, and one for what the VMM and its neighbours do for it.
+        processors: Some(u16::from(spec.vcpu) + 1),
     }
 }
 

@@ -202,6 +202,8 @@ pub struct GroupLimits {
     pub tasks: Option<u32>,
     /// Their share of the processors when those are all busy; others have 100.
     pub cpu_weight: Option<u16>,
+    /// Processor time: as much as so many processors have.
+    pub processors: Option<u16>,
 }
 
 /// Whether a guest's packets may leave the host.

@@ -389,6 +389,9 @@ pub struct GroupLimitsRow {
     /// 1 to 10000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cpu_weight: Option<u16>,
+    /// Processors' worth of time; rows of before it was limited have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    processors: Option<u16>,
 }
 
 impl GroupLimitsRow {
@@ -398,6 +401,7 @@ impl GroupLimitsRow {
             swap: limits.swap.map(|bytes| bytes.0),
             tasks: limits.tasks,
             cpu_weight: limits.cpu_weight,
+            processors: limits.processors,
         }
     }
 
@@ -407,6 +411,7 @@ impl GroupLimitsRow {
             swap: self.swap.map(Bytes),
             tasks: self.tasks,
             cpu_weight: self.cpu_weight,
+            processors: self.processors,
         };
         Step::Cgroup { vm, limits }
     }

@@ -31,6 +31,7 @@ fn limits() -> GroupLimits {
         memory: Some(Bytes::mib(64)),
         swap: Some(Bytes(0)),
         tasks: Some(8),
+        processors: Some(2),
         ..GroupLimits::default()
     }
 }
@@ -60,7 +61,7 @@ fn a_group_holds_its_members_to_its_limits() {
     let Some(groups) = groups.filter(|groups| groups.controllers().len() == 3) else {
         return skip(
             HELD,
-            "no cgroup v2 hierarchy with controllers of memory and pids",
+            "no cgroup v2 hierarchy with controllers of cpu, memory and pids",
         );
     };
     lab::on_this_machine(|host| {
@@ -73,6 +74,7 @@ fn a_group_holds_its_members_to_its_limits() {
         let read = |file: &str| fs::read_to_string(path.join(file)).unwrap();
         assert_eq!(read("memory.max").trim(), (64 << 20).to_string());
         assert_eq!(read("pids.max"), "8\n");
+        assert_eq!(read("cpu.max"), "200000 100000\n");
 
         // dd takes its block in memory: 32 MiB are allowed, 128 are its end.
         let joined = format!("echo $$ >{}/cgroup.procs; ", path.display());

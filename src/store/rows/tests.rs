@@ -103,6 +103,22 @@ fn limits_come_back_and_rows_without_any_have_none() {
 }
 
 #[test]
+fn rows_of_before_processor_time_was_limited_have_no_such_limit() {
+    let sample = include_str!("../samples/vm.v1.json");
+    let before = sample.replace(", \"processors\": 3", "");
+    assert_ne!(before, sample);
+    let row = ("0badcafe".to_owned(), before.into_bytes());
+    let loaded = read(vec![row], Vec::new(), Vec::new()).unwrap();
+    let mut expected = vm();
+    for step in &mut expected.run_plan {
+        if let Step::Cgroup { limits, .. } = step {
+            limits.processors = None;
+        }
+    }
+    assert_eq!(loaded.vms, [expected]);
+}
+
+#[test]
 fn a_confinement_comes_back_and_rows_without_one_are_direct() {
     let mut jailed = vm();
     let (kind, confinement) = (VmmKind::Firecracker, Confinement::Jailer);
