@@ -171,7 +171,9 @@ impl Lab {
             .keep(|line| is_ours(line, &id, &state))
             .keep(|line| {
                 // Pulls make no network, and use that of the machine, where others do.
-                let network = line.starts_with("link ") || line.starts_with("nft ");
+                let network = ["link ", "setting ", "nft "]
+                    .iter()
+                    .any(|kind| line.starts_with(kind));
                 self.operation.has_vm() || !network
             })
             .rename(&id, "ID")

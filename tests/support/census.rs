@@ -15,8 +15,8 @@ pub struct Census {
 }
 
 impl Census {
-    /// Counts what is there now: links, loop and device-mapper devices, mounts, nftables
-    /// elements, control groups, and of this banger: its processes, sockets and files of
+    /// Counts what is there now: links, their settings that we change, loop and
+    /// device-mapper devices, mounts, nftables elements, control groups, and of this banger: its processes, sockets and files of
     /// VMs, contents of images and kernels with those that are being made.
     pub fn take(banger: &Banger) -> Census {
         let mut objects = BTreeSet::new();
@@ -24,6 +24,7 @@ impl Census {
             objects.extend(names.into_iter().map(|name| format!("{kind} {name}")));
         };
         add("link", links());
+        add("setting", settings());
         add("dm", device_mapper());
         add("loop", loops());
         add("mount", mounts());
@@ -110,6 +111,23 @@ pub fn links() -> Vec<String> {
     let table = fs::read_to_string("/proc/net/dev").expect("proc is mounted");
     let names = table.lines().filter_map(|line| line.split_once(':'));
     names.map(|(name, _)| name.trim().to_owned()).collect()
+}
+
+/// Which interfaces of this network namespace forward, and which let loopback addresses
+/// pass: `forwarding eth0`.
+pub fn settings() -> Vec<String> {
+    let folder = Path::new("/proc/sys/net/ipv4/conf");
+    let mut found = Vec::new();
+    for interface in names_in(folder) {
+        for setting in ["forwarding", "route_localnet"] {
+            let value = fs::read_to_string(folder.join(&interface).join(setting));
+            if value.is_ok_and(|value| value.trim() != "0") {
+                found.push(format!("{setting} {interface}"));
+            }
+        }
+    }
+    found.sort();
+    found
 }
 
 fn device_mapper() -> Vec<String> {
