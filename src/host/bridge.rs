@@ -119,7 +119,8 @@ fn find_ours(links: &Links, bridge: &Bridge<'_>) -> Result<Link, Fault> {
     }
 }
 
-fn is_ours(link: &Link) -> bool {
+/// Whether it is a bridge of ours, or of another installation on this machine.
+pub fn is_ours(link: &Link) -> bool {
     link.kind.as_deref() == Some("bridge") && link.mac == Some(MAC)
 }
 
@@ -185,6 +186,7 @@ mod tests {
             destination: destination.parse().unwrap(),
             prefix,
             interface: None,
+            by_gateway: false,
         };
         for (other, expected) in [
             (route("172.30.5.0", 24), true),

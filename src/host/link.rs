@@ -53,6 +53,8 @@ const RTMGRP_LINK: u32 = 1;
 
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_VIA: u16 = 18;
 const RT_TABLE_MAIN: u8 = 254;
 const RTN_UNICAST: u8 = 1;
 
@@ -101,6 +103,9 @@ pub struct Route {
     pub prefix: u8,
     /// The interface it leaves by, unless it has several.
     pub interface: Option<u32>,
+    /// Whether it leads on to other networks, by a gateway, and not only to whoever is
+    /// attached to that interface.
+    pub by_gateway: bool,
 }
 
 /// The interfaces of the network namespace that the opening thread is in.
@@ -339,6 +344,9 @@ fn parse_route(answer: &[u8]) -> Option<Route> {
             .unwrap_or(Ipv4Addr::UNSPECIFIED),
         prefix: answer[1],
         interface: attribute(all, RTA_OIF).and_then(number),
+        by_gateway: [RTA_GATEWAY, RTA_VIA]
+            .iter()
+            .any(|kind| attribute(all, *kind).is_some()),
     })
 }
 

@@ -8,7 +8,7 @@
 //! Reading order: [`layout`], [`directory`] ([`durable`]), [`disk`] ([`sparse`], [`aside`]), [`reflink`],
 //! [`cow`], [`loopdev`], [`dm`] ([`uevent`]),
 //! [`tap`], [`tap_limit`], [`bridge`] ([`link`], [`sysctl`]), [`tables`], [`rules`], [`nft`],
-//! [`published`], [`forwarding`],
+//! [`published`], [`forwarding`] ([`claims`]),
 //! [`cgroup`], [`identity`], [`launch`], [`launcher`], [`jail`],
 //! [`console`], [`socket`], [`process`],
 //! [`appear`], then what they share: [`program`] ([`pipes`]), [`fault`], and what doctor
@@ -19,6 +19,7 @@ pub mod appear;
 pub mod aside;
 pub mod bridge;
 pub mod cgroup;
+pub mod claims;
 pub mod console;
 pub mod cow;
 pub mod directory;
@@ -54,7 +55,7 @@ pub mod uevent;
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use crate::model::ids::{ContentId, VmId};
@@ -68,6 +69,7 @@ use bridge::Bridge;
 use directory::Access;
 use disk::{Disk, Purpose};
 use dm::Snapshot;
+use forwarding::Forwarding;
 use layout::Layout;
 use link::Links;
 use loopdev::{LoopDevice, Role};
@@ -107,6 +109,8 @@ pub struct Settings {
     pub tap_owner: Option<u32>,
     /// Where the programs of VMMs are looked for.
     pub programs: Programs,
+    /// Where all installations of this machine note what they switched on.
+    pub claims: PathBuf,
 }
 
 impl Default for Settings {
@@ -115,6 +119,7 @@ impl Default for Settings {
             bridge: "banger0".to_owned(),
             tap_owner: None,
             programs: Programs::default(),
+            claims: claims::FOLDER.into(),
         }
     }
 }
@@ -164,7 +169,8 @@ impl RealHost {
     pub fn remove_network(&self) -> Result<(), Fault> {
         let failed = |error: io::Error| fault::fault("remove the network", error);
         self.with_tables(|tables| {
-            forwarding::absent(tables)?;
+            let (bridge, claims) = (&self.settings.bridge, &self.settings.claims);
+            Forwarding::of(tables, bridge, claims)?.absent()?;
             tables.absent().map_err(failed)
         })?;
         bridge::absent(&Links::open().map_err(failed)?, &self.settings.bridge)
@@ -315,6 +321,7 @@ impl RealHost {
             outside: *outside,
             publish,
             bridge: self.bridge(*subnet),
+            claims: &self.settings.claims,
         };
         self.with_tables(|tables| verb(tables, &rules))
     }

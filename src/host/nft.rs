@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
+use std::path::Path;
 
 use rustix::io::Errno;
 
@@ -17,7 +18,7 @@ use crate::sys::netlink::text;
 
 use super::bridge::Bridge;
 use super::fault::fault;
-use super::forwarding;
+use super::forwarding::Forwarding;
 use super::link::Links;
 use super::published;
 use super::rules::{IDENTITY, NAT, TAPS};
@@ -36,14 +37,18 @@ pub struct NetRules<'a> {
     pub publish: &'a [PortForward],
     /// Our bridge, whose tables hold the elements.
     pub bridge: Bridge<'a>,
+    /// Where all installations note whose guests need which interface's forwarding.
+    pub claims: &'a Path,
 }
 
 /// Adds the VM's elements, after the tables if those are missing or of another text.
 pub fn ensure(tables: &Tables, wanted: &NetRules<'_>) -> Result<(), Fault> {
     let failed = |error: io::Error| fault(attempt("set up", wanted.vm), error);
     tables.ensure(&wanted.bridge)?;
-    if wanted.is_forwarded() {
-        forwarding::ensure(tables, &wanted.bridge)?;
+    let forwarding = wanted.forwarding(tables)?;
+    match wanted.is_forwarded() {
+        true => forwarding.ensure()?,
+        false => forwarding.guard()?,
     }
     if wanted.examine(tables).map_err(failed)? != Presence::Present {
         let removed = wanted.found(tables).map_err(failed)?;
@@ -90,8 +95,10 @@ pub fn probe(tables: &Tables, wanted: &NetRules<'_>) -> Result<Presence, Fault> 
         return Ok(elements);
     }
     let name = wanted.bridge.name;
+    let forwarding = wanted.forwarding(tables)?;
     let ready = tables.in_force(&wanted.bridge).map_err(failed)?
-        && (!wanted.is_forwarded() || forwarding::is_ready(name)?)
+        && forwarding.is_guarded()?
+        && (!wanted.is_forwarded() || forwarding.is_ready()?)
         && (!wanted.faces_loopback() || published::loopback_is_open(name)?);
     Ok(match ready {
         true => Presence::Present,
@@ -134,6 +141,10 @@ fn listed(tables: &Tables) -> io::Result<Vec<(VmId, Ipv4Addr)>> {
 }
 
 impl NetRules<'_> {
+    fn forwarding<'b>(&'b self, tables: &'b Tables) -> Result<Forwarding<'b>, Fault> {
+        Forwarding::of(tables, self.bridge.name, self.claims)
+    }
+
     fn is_forwarded(&self) -> bool {
         self.outside == Outside::Nat || self.publish.iter().any(|port| port.faces_outside())
     }

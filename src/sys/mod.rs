@@ -21,6 +21,8 @@ pub mod kvm;
 pub mod loop_device;
 #[allow(unsafe_code)]
 pub mod mounts;
+#[allow(unsafe_code)]
+pub mod net_namespace;
 pub mod netlink;
 #[allow(unsafe_code)]
 pub mod session;

@@ -8,6 +8,7 @@ use banger::plan::step::{Outside, Step};
 
 use super::lab::{self, Lab, ip, run_program};
 use super::{VM, first_address, subnet, tap};
+use crate::support::census::settings;
 
 fn rules(publish: &[&str]) -> Step {
     Step::NetRules {
@@ -89,7 +90,11 @@ fn the_users_own_rules_and_interfaces_are_left_alone() {
             set taps { type ifname; elements = { \"bgr-0000002a\" }; }
         }");
         ip("link add other type bridge");
-        let seen = || run_program("nft", "list ruleset") + &run_program("ip", "-o link show other");
+        let seen = || {
+            let rules = run_program("nft", "list ruleset");
+            let link = run_program("ip", "-o link show other");
+            (rules + &link, settings())
+        };
         let foreign = || {
             let tables = run_program("nft", "list tables");
             let theirs = tables

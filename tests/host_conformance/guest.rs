@@ -139,8 +139,9 @@ fn plug_in(name: &str) -> OwnedFd {
     let events = LinkEvents::open().unwrap();
     let tap = tun::open(name, FrameHeader::None).unwrap();
     let links = Links::open().unwrap();
-    for passes in [name, "banger0"] {
-        while !links.find(passes).unwrap().unwrap().running {
+    let port = links.find(name).unwrap().unwrap();
+    for passes in [port.index, port.master.unwrap()] {
+        while !links.find_index(passes).unwrap().unwrap().running {
             events.wait(PATIENCE).unwrap();
         }
     }

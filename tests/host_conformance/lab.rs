@@ -27,6 +27,7 @@ pub struct Lab {
     _folder: tempfile::TempDir,
     machine: Option<Namespace>,
     internet: Option<Namespace>,
+    inside: Option<Namespace>,
 }
 
 /// Runs a test inside a machine of its own, on a thread of its own: a thread that has
@@ -107,10 +108,15 @@ impl Lab {
             ..layout_in(kept)
         };
         let program = OwnProgram::at(env!("CARGO_BIN_EXE_banger"));
+        let settings = Settings {
+            claims: folder.path().join("claims"),
+            ..settings()
+        };
         Lab {
-            host: RealHost::with_program(layout, settings(), program),
+            host: RealHost::with_program(layout, settings, program),
             machine,
             internet: None,
+            inside: None,
             _disk: disk,
             _folder: folder,
         }
@@ -136,6 +142,25 @@ impl Lab {
         let server = internet.inside(|| UdpSocket::bind("0.0.0.0:9").unwrap());
         server.set_read_timeout(Some(PATIENCE)).unwrap();
         self.internet = Some(internet);
+        server
+    }
+
+    /// Gives the machine another interface, to a namespace with one server in it that
+    /// reaches everything by the machine.
+    pub fn connect_inside(&mut self, own: Ipv4Addr, theirs: Ipv4Addr) -> UdpSocket {
+        let inside = Namespace::new("inside");
+        let peer = inside.name.clone();
+        ip(&format!(
+            "link add in0 type veth peer name eth0 netns {peer}"
+        ));
+        ip(&format!("addr add {own}/24 dev in0"));
+        ip("link set in0 up");
+        ip(&format!("-n {peer} addr add {theirs}/24 dev eth0"));
+        ip(&format!("-n {peer} link set eth0 up"));
+        ip(&format!("-n {peer} route add default via {own}"));
+        let server = inside.inside(|| UdpSocket::bind("0.0.0.0:9").unwrap());
+        server.set_read_timeout(Some(PATIENCE)).unwrap();
+        self.inside = Some(inside);
         server
     }
 

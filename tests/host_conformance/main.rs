@@ -10,6 +10,7 @@ mod both;
 mod cgroup;
 mod faulty_disk;
 mod firewalls;
+mod forwarding;
 mod guest;
 mod in_a_guest;
 mod lab;
