@@ -1,11 +1,11 @@
 //! Carries the host's configuration out in the guest's own root, which is `/` by
-//! now: names, keys, files, clock, randomness. A file is written only when it would
+//! now: names, files, clock, randomness. A file is written only when it would
 //! change, so a boot dirties no more of the disk than it must.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use super::record::Journal;
@@ -16,8 +16,6 @@ use crate::sys::entropy;
 
 /// Marks the line of /etc/hosts that is ours.
 const OUR_LINE: &str = "# banger";
-const FENCE_BEGIN: &str = "# banger: keys from here on are written at each start";
-const FENCE_END: &str = "# banger: end";
 
 /// Applies everything but the network. What fails is noted and the boot goes on: a
 /// guest that can be looked into beats one that is off.
@@ -26,10 +24,6 @@ pub fn apply(config: &GuestConfig, journal: &mut Journal) {
     journal.tolerate(seed(&config.seed));
     journal.tolerate(hostname(&config.hostname));
     journal.tolerate(machine_id(Path::new("/etc/machine-id"), &config.machine_id));
-    journal.tolerate(authorized_keys(
-        Path::new("/root/.ssh"),
-        &config.authorized_keys,
-    ));
     for file in &config.files {
         journal.tolerate(guest_file(file));
     }
@@ -135,37 +129,6 @@ fn machine_id(path: &Path, id: &str) -> Result<(), Failure> {
     }
 }
 
-/// Our keys stand between two fences; the lines around them are the user's.
-fn authorized_keys(folder: &Path, keys: &[String]) -> Result<(), Failure> {
-    if keys.is_empty() {
-        return Ok(());
-    }
-    if !folder.exists() {
-        let made = DirBuilder::new().mode(0o700).recursive(true).create(folder);
-        made.map_err(during(format!("make {}", folder.display())))?;
-    }
-    let path = folder.join("authorized_keys");
-    let present = fs::read_to_string(&path).unwrap_or_default();
-    write_file(&path, fenced(&present, keys).as_bytes(), 0o600)
-}
-
-fn fenced(present: &str, keys: &[String]) -> String {
-    let mut inside = false;
-    let mut text = String::new();
-    for line in present.lines() {
-        inside |= line == FENCE_BEGIN;
-        if !inside {
-            text += &format!("{line}\n");
-        }
-        inside &= line != FENCE_END;
-    }
-    text += &format!("{FENCE_BEGIN}\n");
-    for key in keys {
-        text += &format!("{}\n", key.replace('\n', " "));
-    }
-    text + &format!("{FENCE_END}\n")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,15 +146,6 @@ mod tests {
     #[test]
     fn hosts_of_an_empty_image_knows_loopback() {
         assert!(hosts("", "dev").starts_with("127.0.0.1 localhost\n::1 localhost"));
-    }
-
-    #[test]
-    fn keys_of_the_user_stay_and_ours_are_replaced() {
-        let first = fenced("ssh-ed25519 USER\n", &["ssh-ed25519 OLD".to_owned()]);
-        let second = fenced(&first, &["ssh-ed25519 NEW".to_owned()]);
-        assert!(second.starts_with("ssh-ed25519 USER\n"));
-        assert!(second.contains("NEW") && !second.contains("OLD"));
-        assert_eq!(fenced(&second, &["ssh-ed25519 NEW".to_owned()]), second);
     }
 
     #[test]

@@ -369,7 +369,6 @@ mod tests {
             host_time_ns: 1,
             init: "auto".to_owned(),
             interface: None,
-            authorized_keys: Vec::new(),
             files: Vec::new(),
             env: Vec::new(),
             workdir: None,

@@ -31,7 +31,6 @@ pub fn guest_config(
         host_time_ns: moment.now_ns,
         init: spec.init.to_string(),
         interface: interface(vm, spec.net, lease),
-        authorized_keys: Vec::new(),
         files: identity.map(git_config).into_iter().collect(),
         env: spec.env.clone(),
         workdir: spec.workdir.clone(),

@@ -50,8 +50,6 @@ pub struct GuestConfig {
     pub init: String,
     /// `None`: only loopback is brought up.
     pub interface: Option<Interface>,
-    /// Lines of root's authorized_keys; an empty list leaves the file alone.
-    pub authorized_keys: Vec<String>,
     /// Files to write, in order, parents made as needed.
     pub files: Vec<GuestFile>,
     /// Environment of every command the agent runs.

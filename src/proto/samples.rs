@@ -441,7 +441,6 @@ fn every_call_of_a_guest_has_a_sample_that_loads() {
             gateway: Some("172.30.0.1".to_owned()),
             resolvers: vec!["172.30.0.1".to_owned()],
         }),
-        authorized_keys: vec!["ssh-ed25519 AAAA banger".to_owned()],
         files: vec![GuestFile {
             path: "/root/.gitconfig".to_owned(),
             mode: 0o644,
