@@ -15,7 +15,7 @@ use std::thread;
 use banger::host::launch::CONTROL_DESCRIPTOR;
 use banger::proto::agent::{AGENT_VERSION, CONTROL_PORT};
 use banger::proto::frame::{Decoder, Kind, encoded_json};
-use banger::proto::guest::GuestCall;
+use banger::proto::guest::{GuestCall, GuestConfig};
 use banger::sys::descriptors::take_inherited;
 
 use crate::support::Banger;
@@ -99,22 +99,31 @@ fn boot(calls: &Path) {
         version: AGENT_VERSION,
         kernel_release: "none".to_owned(),
     };
+    let config = call(calls, &hello);
+    let config: GuestConfig = serde_json::from_slice(&config).expect("the host configures");
     let ready = GuestCall::Ready {
         version: AGENT_VERSION,
+        token: config.token,
         init: "agent".to_owned(),
         phases: Vec::new(),
         warnings: Vec::new(),
     };
-    for call in [hello, ready] {
-        let mut stream = UnixStream::connect(calls).expect("the host listens");
-        let call = encoded_json(Kind::Request, &call);
-        stream.write_all(&call).expect("the host reads");
-        let mut decoder = Decoder::default();
-        let mut buffer = [0; 4096];
-        while decoder.next_frame().expect("frames of ours").is_none() {
-            let length = stream.read(&mut buffer).expect("the host answers");
-            assert_ne!(length, 0, "the host closed before its answer");
-            decoder.push(&buffer[..length]);
+    call(calls, &ready);
+}
+
+/// Calls the host; its answer.
+fn call(calls: &Path, call: &GuestCall) -> Vec<u8> {
+    let mut stream = UnixStream::connect(calls).expect("the host listens");
+    let call = encoded_json(Kind::Request, call);
+    stream.write_all(&call).expect("the host reads");
+    let mut decoder = Decoder::default();
+    let mut buffer = [0; 4096];
+    loop {
+        if let Some(frame) = decoder.next_frame().expect("frames of ours") {
+            return frame.payload;
         }
+        let length = stream.read(&mut buffer).expect("the host answers");
+        assert_ne!(length, 0, "the host closed before its answer");
+        decoder.push(&buffer[..length]);
     }
 }

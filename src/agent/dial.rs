@@ -1,5 +1,6 @@
 //! The guest's calls to the host: hello, ready, failed. One stream each; the host is
-//! listening before the guest is started; who refuses is not asked twice.
+//! listening before the guest is started and until it is ready; who refuses is not asked
+//! twice.
 
 use std::time::Duration;
 
@@ -35,10 +36,11 @@ pub fn hello(kernel_release: String) -> Result<GuestConfig, Failure> {
 /// Says that the agent listens.
 ///
 /// # Errors
-/// The host cannot be reached.
-pub fn ready(record: &BootRecord) -> Result<(), Failure> {
+/// The host cannot be reached, or does not take us for its guest.
+pub fn ready(record: &BootRecord, token: String) -> Result<(), Failure> {
     let call = GuestCall::Ready {
         version: AGENT_VERSION,
+        token,
         init: record.init.clone(),
         phases: record.phases.clone(),
         warnings: record.warnings.clone(),
@@ -48,12 +50,12 @@ pub fn ready(record: &BootRecord) -> Result<(), Failure> {
         .map_err(during("tell the host that the guest is ready"))
 }
 
-/// Says that the boot cannot go on.
+/// Says that the boot cannot go on. The token is the configuration's, if that has come.
 ///
 /// # Errors
-/// The host cannot be reached.
-pub fn failed(what: String) -> Result<(), Failure> {
-    call_host(&GuestCall::Failed { what })
+/// The host cannot be reached, or listens no more: the guest was ready.
+pub fn failed(what: String, token: Option<String>) -> Result<(), Failure> {
+    call_host(&GuestCall::Failed { token, what })
         .map(drop)
         .map_err(during("tell the host what failed"))
 }
@@ -96,6 +98,7 @@ mod tests {
             call
         });
         let call = GuestCall::Failed {
+            token: None,
             what: "x".to_owned(),
         };
         let seen = converse(FrameStream::new(guest.into()).unwrap(), &call);

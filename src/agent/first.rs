@@ -41,7 +41,7 @@ const OPEN_FILES: Rlimit = Rlimit {
 };
 
 /// Stays process 1. Comes back only with the reason why the guest cannot go on.
-pub fn stay(mut record: BootRecord, off: Off) -> Result<Infallible, Failure> {
+pub fn stay(mut record: BootRecord, token: &str, off: Off) -> Result<Infallible, Failure> {
     let mut journal = Journal {
         phases: std::mem::take(&mut record.phases),
         warnings: std::mem::take(&mut record.warnings),
@@ -50,7 +50,7 @@ pub fn stay(mut record: BootRecord, off: Off) -> Result<Infallible, Failure> {
     journal.tolerate(setrlimit(Resource::Nofile, OPEN_FILES).map_err(during("set limits")));
     record.phases = journal.phases;
     record.warnings = journal.warnings;
-    record::leave(Path::new(OUR_RUN), &record)?;
+    record::leave(Path::new(OUR_RUN), &record, token)?;
     let agent = start_agent()?;
     let entrypoint = start_entrypoint(&record);
     obey_signals(off)?;

@@ -46,11 +46,11 @@ pub fn hand_over(config: GuestConfig, off: Off, journal: Journal) -> Result<Infa
     };
     match first {
         First::Systemd(program) => {
-            record::leave(Path::new(OUR_RUN), &record)?;
+            record::leave(Path::new(OUR_RUN), &record, &config.token)?;
             unit::install(Path::new("/run"), off)?;
             Err(become_systemd(program))
         }
-        First::Agent => first::stay(record, off),
+        First::Agent => first::stay(record, &config.token, off),
     }
 }
 

@@ -27,35 +27,45 @@ use crate::proto::guest::GuestConfig;
 /// Where the agent's binary is found once the root is the image's.
 pub const AGENT_BINARY: &str = "/run/banger/agent";
 
+/// What giving up takes.
+#[derive(Default)]
+struct Known {
+    /// How this machine is switched off.
+    off: Off,
+    /// What the host believes us by, once it has said so.
+    token: Option<String>,
+}
+
 /// Boots, or says why not and switches off.
 pub fn main() -> ! {
-    let mut off = Off::default();
-    let Err(failure) = boot(&mut off);
-    give_up(&failure.to_string(), off)
+    let mut known = Known::default();
+    let Err(failure) = boot(&mut known);
+    give_up(&failure.to_string(), known)
 }
 
 /// Says why on the console and to the host, then switches off.
-pub fn give_up(what: &str, off: Off) -> ! {
+fn give_up(what: &str, known: Known) -> ! {
     console::say(&format!("this guest cannot go on and switches off: {what}"));
-    if let Err(failure) = dial::failed(what.to_owned()) {
+    if let Err(failure) = dial::failed(what.to_owned(), known.token) {
         console::say(&failure.to_string());
     }
-    let failure = power::switch_off(off);
+    let failure = power::switch_off(known.off);
     console::say(&failure.to_string());
     // Nothing is left to do; ending process 1 panics the kernel, which the VMM sees.
     std::process::exit(1)
 }
 
-fn boot(off: &mut Off) -> Result<Infallible, Failure> {
+fn boot(known: &mut Known) -> Result<Infallible, Failure> {
     let mut journal = Journal::default();
     journal.mark("kernel");
     mount_kernel_folders()?;
     let words = cmdline::read()?;
-    *off = words.off;
+    known.off = words.off;
     let disks = Disks::begin(&words)?;
     modules::load_all()?;
     journal.mark("modules");
     let config = with_root_joined(disks, &mut journal)?;
+    known.token = Some(config.token.clone());
     leave_initrd()?;
     root::switch()?;
     journal.mark("root");

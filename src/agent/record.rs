@@ -2,7 +2,7 @@
 //! hands to the agent through a file in /run.
 
 use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -13,6 +13,8 @@ use crate::failure::Failure;
 use crate::proto::guest::BootRecord;
 
 const FILE: &str = "boot.json";
+/// Until the host has been told that the agent listens.
+const TOKEN_FILE: &str = "token";
 
 /// The phases of this boot and what was skipped in it.
 #[derive(Debug, Default)]
@@ -48,28 +50,54 @@ pub fn uptime_ms() -> u64 {
     now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
 }
 
-/// Leaves the record for the agent. `directory` is made, readable by root only: the
-/// environment may hold secrets.
+/// Leaves the record for the agent, and the token that the host will believe it by.
+/// `directory` is made, readable by root only: the environment may hold secrets.
 ///
 /// # Errors
-/// The directory or the file cannot be written.
-pub fn leave(directory: &Path, record: &BootRecord) -> Result<(), Failure> {
+/// The directory or a file cannot be written.
+pub fn leave(directory: &Path, record: &BootRecord, token: &str) -> Result<(), Failure> {
     let text = serde_json::to_vec(record).map_err(during("write the boot record"))?;
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(directory)
         .map_err(during(format!("make {}", directory.display())))?;
-    let path = directory.join(FILE);
-    let attempt = || during::<std::io::Error>(format!("write {}", path.display()));
+    write_for_root(&directory.join(TOKEN_FILE), token.as_bytes())?;
+    write_for_root(&directory.join(FILE), &text)
+}
+
+fn write_for_root(path: &Path, content: &[u8]) -> Result<(), Failure> {
+    let attempt = || during::<io::Error>(format!("write {}", path.display()));
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o600)
-        .open(&path)
+        .open(path)
         .map_err(attempt())?;
-    file.write_all(&text).map_err(attempt())
+    file.write_all(content).map_err(attempt())
+}
+
+/// The token, unless it has done its work.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn token(directory: &Path) -> Result<Option<String>, Failure> {
+    let path = directory.join(TOKEN_FILE);
+    match fs::read_to_string(&path) {
+        Ok(token) => Ok(Some(token)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(during(format!("read {}", path.display()))(error)),
+    }
+}
+
+/// The host believes nobody by it any more.
+///
+/// # Errors
+/// The file cannot be removed.
+pub fn forget_token(directory: &Path) -> Result<(), Failure> {
+    let path = directory.join(TOKEN_FILE);
+    fs::remove_file(&path).map_err(during(format!("remove {}", path.display())))
 }
 
 /// Reads what `/init` left.
@@ -99,7 +127,17 @@ mod tests {
             phases: vec![("init".to_owned(), 3)],
             warnings: vec!["x".to_owned()],
         };
-        leave(&dir.path().join("banger"), &record).unwrap();
-        assert_eq!(find(&dir.path().join("banger")).unwrap(), record);
+        let room = dir.path().join("banger");
+        leave(&room, &record, "00ff").unwrap();
+        assert_eq!(find(&room).unwrap(), record);
+        assert_eq!(token(&room).unwrap().as_deref(), Some("00ff"));
+    }
+
+    #[test]
+    fn token_that_was_forgotten_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        write_for_root(&dir.path().join(TOKEN_FILE), b"00ff").unwrap();
+        forget_token(dir.path()).unwrap();
+        assert_eq!(token(dir.path()).unwrap(), None);
     }
 }

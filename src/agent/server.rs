@@ -61,9 +61,10 @@ pub fn main(directory: &Path) -> Result<(), Failure> {
     let listener = vsock::listen(AGENT_PORT, BACKLOG)
         .map_err(during(format!("listen on vsock port {AGENT_PORT}")))?;
     record.phases.push(("agent".to_owned(), uptime_ms()));
-    let news = record.clone();
+    let (news, token) = (record.clone(), record::token(directory)?);
+    let directory = directory.to_owned();
     thread::spawn(move || {
-        let told = dial::ready(&news);
+        let told = token.map_or(Ok(()), |token| tell_ready(&news, token, &directory));
         // The first command goes first: this is the niceness of this thread alone.
         let behind = nice(19).map(drop).map_err(during("be the last to run"));
         let late = modules::load_late(&init::kernel_release());
@@ -72,6 +73,13 @@ pub fn main(directory: &Path) -> Result<(), Failure> {
         }
     });
     accept(&listener, Arc::new(Guest::new(record, Some(off))))
+}
+
+/// An agent that is started again in this boot has nothing to tell: the host knows, and
+/// listens no more.
+fn tell_ready(news: &BootRecord, token: String, directory: &Path) -> Result<(), Failure> {
+    dial::ready(news, token)?;
+    record::forget_token(directory)
 }
 
 fn accept(listener: &OwnedFd, guest: Arc<Guest>) -> Result<(), Failure> {

@@ -330,6 +330,7 @@ impl Actor {
             let moment = super::guest_config::Moment {
                 now_ns: moment::now_ns(),
                 seed: moment::random_bytes(),
+                token: moment::random_bytes(),
             };
             super::guest_config::guest_config(
                 record.id,

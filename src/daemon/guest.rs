@@ -1,7 +1,7 @@
 //! The host's half of a guest's calls: waiting for its dial-in, dialling its agent.
 //!
 //! A guest is not trusted: a frame that is too long, unknown, malformed or out of
-//! order closes that one connection and is logged; nothing it sends is believed
+//! order ([`Turn`]) closes that one connection and is logged; nothing it sends is believed
 //! beyond words for people. One connection is served at a time with a deadline, so
 //! that a guest which opens many and says nothing costs one descriptor.
 
@@ -15,13 +15,14 @@ use smol::future::FutureExt;
 use smol::io::{AsyncReadExt, AsyncWriteExt};
 use smol::{Async, Timer};
 
+use super::turn::Turn;
 use crate::failure::{Failure, FailureKind};
 use crate::host::socket::{self, Pinned};
 use crate::model::harmless::steers;
 use crate::plan::step::{Fault, FaultKind};
 use crate::proto::agent::{AGENT_VERSION, AgentCall, AgentFailure, AgentRequest};
 use crate::proto::frame::{Decoder, Frame, Kind, encoded_json};
-use crate::proto::guest::{GuestCall, GuestConfig, ReadyAck};
+use crate::proto::guest::{GuestCall, GuestConfig};
 
 /// How long a guest's call may take once it is connected. A slow guest (TCG under
 /// load) needs milliseconds; this is what a hostile one can hold.
@@ -63,17 +64,18 @@ pub fn listen(path: &Path) -> io::Result<Async<UnixListener>> {
     Async::new(socket::listen(path)?)
 }
 
-/// Serves one call of a guest.
+/// Serves one call of a guest, if it is its `turn`.
 ///
 /// # Errors
 /// What the guest did wrong; the connection is closed by then.
 pub async fn serve(
     stream: UnixStream,
+    turn: &mut Turn,
     config: impl FnOnce() -> GuestConfig,
 ) -> Result<GuestNews, Failure> {
     let stream =
         Async::new(stream).map_err(|error| Failure::failed("hear a guest").because(error))?;
-    let call = async { serve_unbounded(&stream, config).await };
+    let call = async { serve_unbounded(&stream, turn, config).await };
     call.or(async {
         Timer::after(CALL_LIMIT).await;
         Err(Failure::failed("hear a guest").because("it did not finish its call in time"))
@@ -83,6 +85,7 @@ pub async fn serve(
 
 async fn serve_unbounded(
     stream: &Async<UnixStream>,
+    turn: &mut Turn,
     config: impl FnOnce() -> GuestConfig,
 ) -> Result<GuestNews, Failure> {
     let frame = read_frame(stream).await?;
@@ -91,29 +94,17 @@ async fn serve_unbounded(
         return Err(bad(format!("it began with a {:?} frame", frame.kind)));
     }
     let call: GuestCall = frame.json().map_err(|error| bad(error.to_string()))?;
-    let (answer, news) = match call {
-        GuestCall::Hello { version, .. } | GuestCall::Ready { version, .. }
-            if version != AGENT_VERSION =>
-        {
-            return Err(bad(format!(
-                "its agent speaks version {version}, this daemon {AGENT_VERSION}"
-            )));
-        }
-        GuestCall::Hello { .. } => (encoded_json(Kind::Reply, &config()), GuestNews::Configured),
-        GuestCall::Ready {
-            init,
-            phases,
-            warnings,
-            ..
-        } => (
-            encoded_json(Kind::Reply, &ReadyAck {}),
-            ready(init, phases, warnings),
-        ),
-        GuestCall::Failed { what } => (
-            encoded_json(Kind::Reply, &ReadyAck {}),
-            GuestNews::Failed(words(&what)),
-        ),
-    };
+    if let GuestCall::Hello { version, .. } | GuestCall::Ready { version, .. } = &call
+        && *version != AGENT_VERSION
+    {
+        return Err(bad(format!(
+            "its agent speaks version {version}, this daemon {AGENT_VERSION}"
+        )));
+    }
+    let answer = turn
+        .answer(&call, config)
+        .map_err(|why| bad(why.to_owned()))?;
+    let news = news(call);
     let mut writer = stream;
     let written = writer.write_all(&answer).await;
     written.map_err(|error| bad(error.to_string()))?;
@@ -123,6 +114,19 @@ async fn serve_unbounded(
     match reader.read(&mut rest).await {
         Ok(0) | Err(_) => Ok(news),
         Ok(_) => Err(bad("it went on after its call".to_owned())),
+    }
+}
+
+fn news(call: GuestCall) -> GuestNews {
+    match call {
+        GuestCall::Hello { .. } => GuestNews::Configured,
+        GuestCall::Failed { what, .. } => GuestNews::Failed(words(&what)),
+        GuestCall::Ready {
+            init,
+            phases,
+            warnings,
+            ..
+        } => ready(init, phases, warnings),
     }
 }
 
@@ -375,6 +379,7 @@ mod tests {
             entrypoint: Vec::new(),
             seed: String::new(),
             machine_id: String::new(),
+            token: "00ff".to_owned(),
         }
     }
 
@@ -415,7 +420,7 @@ mod tests {
             closer.shutdown(std::net::Shutdown::Both).ok();
             seen
         });
-        let news = smol::block_on(serve(ours, config));
+        let news = smol::block_on(serve(ours, &mut Turn::Hello, config));
         (news, reader.join().unwrap())
     }
 

@@ -16,6 +16,8 @@ pub struct Moment {
     pub now_ns: u64,
     /// Fresh random bytes for the guest's pool.
     pub seed: [u8; 32],
+    /// Fresh random bytes for the guest to prove itself with.
+    pub token: [u8; 16],
 }
 
 /// The configuration of a guest that boots now.
@@ -37,6 +39,7 @@ pub fn guest_config(
         entrypoint: Vec::new(),
         seed: hex(&moment.seed),
         machine_id: machine_id(vm),
+        token: hex(&moment.token),
     }
 }
 
@@ -131,6 +134,7 @@ mod tests {
         let moment = Moment {
             now_ns: 7,
             seed: [0xab; 32],
+            token: [0xcd; 16],
         };
         guest_config(VmId::from_bits(1), &spec(net), lease, identity, &moment)
     }

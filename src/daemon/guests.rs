@@ -1,11 +1,11 @@
-//! The guests that are booting or running: their dial-in listeners, the wait for
-//! their agents, the watch over their VMMs.
+//! The guests that are booting or running: their dial-in listeners, open until their
+//! agents are ready, the wait for these, the watch over their VMMs.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use smol::{Async, LocalExecutor, Task, Timer};
 use super::clients::Input;
 use super::guest::{self, GuestNews};
 use super::quota::Quota;
+use super::turn::Turn;
 use crate::host::layout::Layout;
 use crate::host::process::Process;
 use crate::model::ids::VmId;
@@ -42,7 +43,7 @@ pub type Found = Result<Option<Process>, Fault>;
 pub type Configure = Rc<dyn Fn() -> GuestConfig>;
 
 struct Guest {
-    /// Accepts calls; dropping it closes the listener.
+    /// Accepts calls until the guest is up; dropping it closes the listener.
     _listener: Task<()>,
     /// Hears once that the agent is ready, or that `/init` gave up.
     ready: Receiver<Result<(), Fault>>,
@@ -231,8 +232,24 @@ fn end_of(path: &Path) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Serves a guest's calls one after the other. Only the first `ready` counts for the
-/// start; a later one (the agent was restarted) is logged.
+async fn next_call(vm: VmId, listener: &Async<UnixListener>) -> UnixStream {
+    loop {
+        match listener
+            .accept()
+            .await
+            .map(|(stream, _)| stream.into_inner())
+        {
+            Ok(Ok(stream)) => return stream,
+            Ok(Err(error)) | Err(error) => log::error!(vm:%; "hear a guest: {error}"),
+        }
+        // Out of descriptors: the next one would fail at once and for ever.
+        Timer::after(ACCEPT_PAUSE).await;
+    }
+}
+
+/// Serves a guest's calls one after the other until one of them settles how its boot
+/// ended. Then nobody listens: a guest that is up has nothing more to say here, and every
+/// process in it could say it. An agent that was restarted is heard no more either.
 async fn hear(
     vm: VmId,
     listener: Async<UnixListener>,
@@ -241,21 +258,18 @@ async fn hear(
     told: Sender<Result<(), Fault>>,
 ) {
     let mut quota = Quota::default();
+    let mut turn = Turn::Hello;
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                log::error!(vm:%; "hear a guest: {error}");
-                // Out of descriptors: the next one would fail at once and for ever.
-                Timer::after(ACCEPT_PAUSE).await;
+        let stream = next_call(vm, &listener).await;
+        let outcome = match guest::serve(stream, &mut turn, || configure()).await {
+            Ok(GuestNews::Configured) => {
+                quota.log(vm, Level::Debug, "guest configured");
                 continue;
             }
-        };
-        let Ok(stream) = stream.into_inner() else {
-            continue;
-        };
-        match guest::serve(stream, || configure()).await {
-            Ok(GuestNews::Configured) => quota.log(vm, Level::Debug, "guest configured"),
+            Err(failure) => {
+                quota.log(vm, Level::Warn, &failure.to_string());
+                continue;
+            }
             Ok(GuestNews::Ready {
                 init,
                 phases,
@@ -268,15 +282,16 @@ async fn hear(
                 };
                 let ready = Event::GuestReady { vm, boot };
                 let _ = inbox.send(Input::Event(ready)).await;
-                let _ = told.try_send(Ok(()));
+                Ok(())
             }
             Ok(GuestNews::Failed(what)) => {
                 quota.log(vm, Level::Warn, &format!("guest gave up: {what}"));
-                let fault = Fault::new(FaultKind::Other, format!("boot the guest: {what}"));
-                let _ = told.try_send(Err(fault));
+                let what = format!("boot the guest: {what}");
+                Err(Fault::new(FaultKind::Other, what))
             }
-            Err(failure) => quota.log(vm, Level::Warn, &failure.to_string()),
-        }
+        };
+        let _ = told.try_send(outcome);
+        return;
     }
 }
 
@@ -284,7 +299,11 @@ async fn hear(
 mod tests {
     use rustix::process::Pid;
 
+    use super::super::turn::tests::{failed, hello, ready};
     use super::*;
+    use crate::proto::frame::{Kind, encoded_json};
+    use crate::proto::guest::GuestConfig;
+    use serde::Serialize;
 
     #[test]
     fn a_vmm_that_cannot_be_watched_at_first_is_watched_and_not_said_to_have_ended() {
@@ -340,5 +359,76 @@ mod tests {
         let ended = "its VMM ended while the guest ran";
         assert_eq!(reason(&cut), format!("{ended}: {KILLED}"));
         assert_eq!(last_words(Path::new("/none"), None), ended);
+    }
+
+    /// A listener that is served, and what it told when it ended.
+    fn serve_at(folder: &Path, calls: impl FnOnce(&Path) + Send + 'static) -> Served {
+        let path = folder.join("vsock_1023");
+        let listener = guest::listen(&path).unwrap();
+        let (told, ready) = smol::channel::bounded(1);
+        let (inbox, events) = smol::channel::bounded(8);
+        let configure: Configure = Rc::new(|| GuestConfig {
+            token: "ours".to_owned(),
+            env: vec![("SECRET".to_owned(), "hunter2".to_owned())],
+            ..GuestConfig::default()
+        });
+        let dialled = path.clone();
+        let guest = std::thread::spawn(move || calls(&dialled));
+        smol::block_on(hear(VmId::from_bits(1), listener, configure, inbox, told));
+        guest.join().unwrap();
+        let end = ready.try_recv().expect("it ended by what a guest said");
+        let refused = UnixStream::connect(&path).unwrap_err().kind();
+        assert_eq!(refused, io::ErrorKind::ConnectionRefused);
+        Served {
+            end,
+            events: std::iter::from_fn(|| events.try_recv().ok()).count(),
+        }
+    }
+
+    struct Served {
+        end: Result<(), Fault>,
+        events: usize,
+    }
+
+    /// What a call is answered; nothing where it is cut off.
+    fn call(path: &Path, call: &impl Serialize) -> String {
+        use std::io::Write;
+        let mut stream = UnixStream::connect(path).unwrap();
+        let request = encoded_json(Kind::Request, call);
+        stream.write_all(&request).unwrap();
+        let mut header = [0; 5];
+        if stream.read_exact(&mut header).is_err() {
+            return String::new();
+        }
+        let length = u32::from_be_bytes(header[1..].try_into().unwrap());
+        let mut answer = vec![0; length as usize];
+        stream.read_exact(&mut answer).unwrap();
+        String::from_utf8(answer).unwrap()
+    }
+
+    #[test]
+    fn process_of_the_guest_gets_nothing_and_settles_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let served = serve_at(folder.path(), |path| {
+            assert_eq!(call(path, &ready("")), "", "nobody was configured");
+            assert!(call(path, &hello()).contains("hunter2"), "/init itself");
+            assert_eq!(call(path, &hello()), "", "another after it");
+            assert_eq!(call(path, &ready("guessed")), "");
+            assert_eq!(call(path, &failed(None)), "");
+            assert_eq!(call(path, &ready("ours")), "{}", "the agent");
+        });
+        assert_eq!(served.end, Ok(()));
+        assert_eq!(served.events, 1);
+    }
+
+    #[test]
+    fn guest_that_gave_up_is_heard_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let served = serve_at(folder.path(), |path| {
+            assert_eq!(call(path, &failed(None)), "{}");
+        });
+        let fault = served.end.unwrap_err();
+        assert_eq!(fault.what, "boot the guest: x");
+        assert_eq!(served.events, 0);
     }
 }

@@ -5,7 +5,7 @@
 //!  actor      the loop: input -> mind -> actions
 //!  shell      carries out actions
 //!  guests     listeners and watches of guests       guest   their conversations
-//!  quota      what a VM may make us log
+//!  quota      what a VM may make us log         turn    what a guest may say next
 //!  jobs       pulls of images and kernels        base    whether those are whole
 //!  holder     who has the store that we may not open
 //!  holds      clients that outlive a daemon
@@ -38,6 +38,7 @@ pub mod repair;
 pub mod shell;
 pub mod survey;
 pub mod translate;
+pub mod turn;
 pub mod views;
 pub mod wire_up;
 

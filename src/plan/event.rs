@@ -211,8 +211,8 @@ pub enum Action {
         /// Which.
         token: StepToken,
     },
-    /// Listen for the guest's calls in its run directory, which exists; replaces an
-    /// earlier listener.
+    /// Listen for the calls of a guest that is about to boot in its run directory, which
+    /// exists; replaces an earlier listener.
     AcceptGuest {
         /// Which VM.
         vm: VmId,

@@ -6,6 +6,10 @@
 //!  /init   hello  -> GuestConfig     before the root is handed over
 //!  agent   ready  -> ReadyAck        listening on its port; phases of the boot
 //! ```
+//!
+//! Each of the two is taken once in a run; after `ready` nobody listens any more. Any
+//! process of a guest can dial, so the second call proves by a token that it comes from
+//! where the first answer went.
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +28,8 @@ pub enum GuestCall {
     Ready {
         /// `AGENT_VERSION` of the binary.
         version: u32,
+        /// [`GuestConfig::token`].
+        token: String,
         /// `systemd` or `agent`.
         init: String,
         /// Name and end of each boot phase, milliseconds since the kernel started.
@@ -33,13 +39,15 @@ pub enum GuestCall {
     },
     /// `/init` cannot go on; the guest powers off after this.
     Failed {
+        /// [`GuestConfig::token`], unless that had not come yet.
+        token: Option<String>,
         /// The attempt, the object and the cause.
         what: String,
     },
 }
 
 /// Everything that is set inside the guest; nothing is edited from the host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GuestConfig {
     /// Also written to /etc/hostname and /etc/hosts.
@@ -63,6 +71,8 @@ pub struct GuestConfig {
     pub seed: String,
     /// 32 hexadecimal digits for /etc/machine-id: a VM's own, the same at each boot.
     pub machine_id: String,
+    /// Random, hexadecimal, each boot's own: goes with the next call, for root's eyes only.
+    pub token: String,
 }
 
 /// The guest's one network interface.

@@ -420,11 +420,13 @@ fn every_call_of_a_guest_has_a_sample_that_loads() {
     };
     let ready = GuestCall::Ready {
         version: AGENT_VERSION,
+        token: "00ff".to_owned(),
         init: "systemd".to_owned(),
         phases: vec![("init".to_owned(), 1550)],
         warnings: Vec::new(),
     };
     let failed = GuestCall::Failed {
+        token: None,
         what: "mount vda: invalid argument".to_owned(),
     };
     for (name, call) in [("hello", hello), ("ready", ready), ("failed", failed)] {
@@ -451,6 +453,7 @@ fn every_call_of_a_guest_has_a_sample_that_loads() {
         entrypoint: Vec::new(),
         seed: "00ff".to_owned(),
         machine_id: "0badcafe0badcafe0badcafe0badcafe".to_owned(),
+        token: "00ff".to_owned(),
     };
     check("guest", "config", &config);
     check("guest", "ready-ack", &ReadyAck {});

@@ -205,7 +205,6 @@ impl Mind {
         self.log(Some(id), None, "adopted: its VMM runs".to_owned());
         let run = RunToken(self.number());
         self.vms.get_mut(&id).expect("listed just now").run = Some(run);
-        self.listen(id);
         self.watch(id);
         if self.needs_backend(id) {
             self.watch_backend(id);

@@ -312,6 +312,8 @@ impl Mind {
         match made {
             Some(StepKind::Vmm) => self.watch(id),
             Some(StepKind::VsockBackend) => self.watch_backend(id),
+            // All that it had to say is said.
+            Some(StepKind::Ready) => self.stop_listening(id),
             _ => {}
         }
         self.pump(id);
