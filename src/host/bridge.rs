@@ -148,17 +148,33 @@ fn refuse_overlap(links: &Links, bridge: &Bridge<'_>) -> Result<(), Fault> {
         Some(index) => links.find_index(index).map_err(failed)?,
         None => None,
     };
-    let name = interface.map_or_else(|| "several interfaces".to_owned(), |link| link.name);
     Err(Fault::new(
         FaultKind::Denied,
         format!(
-            "{}: the network {} overlaps {}/{}, which this machine reaches by {name}; choose another with `banger config set network.subnet NETWORK`",
+            "{}: the network {} overlaps {}/{}, which this machine reaches by {}",
             attempt(bridge),
             bridge.subnet,
             route.destination,
-            route.prefix
+            route.prefix,
+            who_and_what_helps(interface.as_ref()),
         ),
     ))
+}
+
+/// Names who has a network, and what to do about it: a bridge of another configuration of
+/// ours can be gone back to as well.
+fn who_and_what_helps(interface: Option<&Link>) -> String {
+    let other = "choose another with `banger config set network.subnet NETWORK`";
+    match interface {
+        Some(link) if is_ours(link) => {
+            let name = &link.name;
+            format!(
+                "{name}, a bridge of banger's: {other}, or use that one with `banger config set network.bridge {name}`"
+            )
+        }
+        Some(link) => format!("{}; {other}", link.name),
+        None => format!("several interfaces; {other}"),
+    }
 }
 
 /// The default route covers everything and is no conflict.
@@ -178,6 +194,28 @@ fn attempt(bridge: &Bridge<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn network_of_another_bridge_of_ours_names_both_ways_out() {
+        let link = |mac| Link {
+            index: 7,
+            name: "bngA".to_owned(),
+            kind: Some("bridge".to_owned()),
+            mac: Some(mac),
+            up: true,
+            running: true,
+            carrier: true,
+            master: None,
+            alias: None,
+            isolated: false,
+            persistent: false,
+        };
+        let ours = who_and_what_helps(Some(&link(MAC)));
+        assert!(ours.contains("set network.subnet NETWORK"), "{ours}");
+        assert!(ours.contains("set network.bridge bngA"), "{ours}");
+        let foreign = who_and_what_helps(Some(&link([2; 6])));
+        assert!(!foreign.contains("network.bridge"), "{foreign}");
+    }
 
     #[test]
     fn networks_overlap_when_either_contains_the_other() {

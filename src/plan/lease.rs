@@ -1,5 +1,5 @@
 //! Addresses of our subnet: each held by at most one VM, from its creation until its
-//! row is gone.
+//! row is gone. A start in another subnet than the last one exchanges it.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -27,6 +27,15 @@ impl Leases {
         };
         self.held.insert(address, vm);
         Ok(Lease { address, subnet })
+    }
+
+    /// Gives a VM an address of this subnet instead of the one that it holds, which it
+    /// keeps where there is none.
+    pub fn renew(&mut self, vm: VmId, held: Lease, subnet: Subnet) -> Result<Lease, Failure> {
+        self.release(vm);
+        self.take(vm, subnet).inspect_err(|_| {
+            self.restore(vm, held);
+        })
     }
 
     /// Notes an address that a VM holds already; false when another VM has it.
@@ -66,6 +75,18 @@ mod tests {
         let lease = leases.take(VmId::from_bits(1), subnet()).unwrap();
         assert!(leases.restore(VmId::from_bits(1), lease));
         assert!(!leases.restore(VmId::from_bits(2), lease));
+    }
+
+    #[test]
+    fn address_of_another_subnet_is_exchanged_and_free_again() {
+        let other: Subnet = "10.8.0.0/30".parse().unwrap();
+        let (one, two) = (VmId::from_bits(1), VmId::from_bits(2));
+        let mut leases = Leases::default();
+        let held = leases.take(one, subnet()).unwrap();
+        assert_eq!(leases.renew(one, held, other).unwrap().subnet, other);
+        assert_eq!(leases.take(two, subnet()).unwrap(), held);
+        leases.renew(two, held, other).unwrap_err();
+        assert!(leases.restore(two, held) && !leases.restore(one, held));
     }
 
     proptest! {

@@ -18,7 +18,8 @@ pub struct VmRecord {
     pub id: VmId,
     /// What it was asked to be.
     pub spec: VmSpec,
-    /// The address that it holds as long as this record exists.
+    /// The address that it holds as long as this record exists, or until a start in
+    /// another subnet.
     pub lease: Option<Lease>,
     /// Where it is in its life.
     pub phase: Phase,

@@ -110,6 +110,7 @@ impl Mind {
             .and_then(|()| self.check_space(&what, MIN_FREE_TO_START))
             .and_then(|()| self.refuse_taken(&what, &spec.publish, Some(id)))
             .and_then(|()| self.facts.choose_vmm_for(spec.net, spec.vmm));
+        let choice = choice.and_then(|choice| self.renew_lease(id).map(|()| choice));
         let choice = match choice {
             Ok(choice) => choice,
             Err(failure) => return self.start_refused(id, waiters, then, failure),
@@ -128,6 +129,18 @@ impl Mind {
             false => Operation::start(&vm.record.run_plan),
         };
         self.operate(id, operation, waiters, then, on_leave);
+    }
+
+    /// Exchanges an address of another subnet than the configured one: nothing of the VM
+    /// runs, and the bridge that had its subnet may still be there under another name, where
+    /// the two would be in each other's way.
+    fn renew_lease(&mut self, id: VmId) -> Result<(), Failure> {
+        let record = &mut self.vms.get_mut(&id).expect("the caller has it").record;
+        let subnet = self.facts.subnet;
+        if let Some(held) = record.lease.filter(|held| held.subnet != subnet) {
+            record.lease = Some(self.leases.renew(id, held, subnet)?);
+        }
+        Ok(())
     }
 
     fn start_refused(&mut self, id: VmId, waiters: Vec<Waiter>, then: Then, failure: Failure) {

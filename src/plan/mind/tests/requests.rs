@@ -524,3 +524,44 @@ fn limit_of_a_network_is_refused_where_no_kernel_keeps_it_and_said_where_there_i
     assert!(desk.others.iter().any(said));
     assert_eq!(desk.vms().len(), 1);
 }
+
+#[test]
+fn vm_that_starts_in_another_subnet_has_an_address_of_it() {
+    let mut desk = Desk::new(stocked());
+    desk.ask(1, create("dev", Removal::Keep));
+    let (dev, subnet) = (|| target("dev"), "10.9.0.0/29".parse().unwrap());
+    desk.mind.facts.subnet = subnet;
+    desk.rows.clear();
+
+    desk.ask(1, Request::Restart { target: dev() });
+
+    let vm = desk.vms().remove(0);
+    let lease = vm.lease.expect("it has a tap");
+    assert_eq!((vm.phase, lease.subnet), (Phase::Running, subnet));
+    assert_eq!(Some(lease.address), subnet.guest(0));
+    let before_the_first_step = desk.rows.iter().find_map(|row| match row {
+        RowChange::PutVm(row) if row.phase == Phase::Starting => row.lease,
+        _ => None,
+    });
+    assert_eq!(before_the_first_step, Some(lease));
+    let taps = |step: &Step| matches!(step, Step::Tap { subnet: of, .. } if *of == subnet);
+    assert!(vm.run_plan.iter().any(taps), "{:?}", vm.run_plan);
+}
+
+#[test]
+fn vm_that_finds_no_address_in_another_subnet_is_refused_and_keeps_its_own() {
+    let mut desk = Desk::new(stocked());
+    desk.ask(1, create("dev", Removal::Keep));
+    let dev = || target("dev");
+    desk.ask(1, Request::Stop { target: dev() });
+    let before = desk.vms().remove(0);
+    desk.mind.facts.subnet = "10.9.0.0/30".parse().unwrap();
+    desk.ask(1, create("other", Removal::Keep));
+
+    desk.ask(1, Request::Start { target: dev() });
+
+    let hint = desk.failure().hint.clone().unwrap_or_default();
+    assert!(hint.contains("network.subnet"), "{hint}");
+    let left = desk.vms().into_iter().find(|vm| vm.id == before.id);
+    assert_eq!(left, Some(before));
+}
