@@ -61,7 +61,7 @@ session_command! {
     #[argh(
         subcommand,
         name = "exec",
-        note = "A terminal is allocated when standard input and output are both one. Without a terminal Ctrl-C is sent to the command; a second one within a second ends this client. SIGTERM and SIGHUP are sent to the command, too; this client ends five seconds later at the latest, with 143 or 129, and at once the second time. The exit status is that of the command; 2 means that this command line is wrong, 125 that the sandbox could not be reached.",
+        note = "A terminal is allocated when standard input and output are both one. Without a terminal Ctrl-C is sent to the command; a second one within a second ends this client. With a terminal Ctrl-C belongs to the guest; typed three times or more over a second in which the guest says nothing, it ends this client with 130. SIGTERM and SIGHUP are sent to the command, too; this client ends five seconds later at the latest, with 143 or 129, and at once the second time. The exit status is that of the command; 2 means that this command line is wrong, 125 that the sandbox could not be reached.",
         example = "banger vm exec dev -- make test",
         example = "banger vm exec dev -- sh -c 'exit 42'; echo $?",
         example = "tar c src | banger vm exec dev -- tar x -C /tmp",
@@ -75,6 +75,7 @@ session_command! {
     #[argh(
         subcommand,
         name = "shell",
+        note = "Ctrl-C belongs to the guest. If the guest says nothing any more, three of them over more than a second end this client with 130.",
         example = "banger vm shell dev",
         example = "banger vm shell dev --workdir /etc"
     )]

@@ -33,10 +33,18 @@ const MAX_PENDING: usize = 256 * 1024;
 const MAX_OUTGOING: usize = 256 * 1024;
 /// A second interrupt within this time ends the client.
 const TWICE: Duration = Duration::from_secs(1);
+/// With a terminal, Ctrl-C is a byte for the guest. This many in a row, with nothing from the
+/// guest since the first, end the client once the guest has been silent for [`SILENCE`].
+const UNANSWERED: u32 = 3;
+/// See [`UNANSWERED`]. A guest that lives echoes a Ctrl-C or ends something within
+/// milliseconds; a program that takes it without a word is given this time.
+const SILENCE: Duration = Duration::from_secs(1);
+/// What Ctrl-C is on a raw terminal.
+const CTRL_C: u8 = 3;
 /// How long a command may take to end that was told to by SIGTERM or SIGHUP, before we
 /// end without it. The agent then ends it.
 const END_GRACE: Duration = Duration::from_secs(5);
-/// The status of a client that was ended by a second interrupt (128 + SIGINT).
+/// The status of a client that was ended by interrupts of its own (128 + SIGINT).
 const INTERRUPTED: u8 = 130;
 /// The status of a client whose reader has gone (128 + SIGPIPE), as docker's has.
 const PIPE_BROKEN: u8 = 141;
@@ -166,6 +174,44 @@ pub fn lost(cause: impl std::fmt::Display) -> Failure {
         .hint("`banger vm list` shows whether it still runs, `banger vm logs NAME --console` its last words.")
 }
 
+/// The connection stands, and nothing comes of it.
+fn silent() -> OwnFailure {
+    let failure = Failure::failed("the guest does not answer: the session was left").hint(
+        "`banger vm logs NAME --console` has its last words, `banger vm kill NAME` ends it without asking it.",
+    );
+    let status = INTERRUPTED;
+    OwnFailure { status, failure }
+}
+
+/// How often Ctrl-C was typed in a row without any sign of the guest.
+#[derive(Debug, Default)]
+struct Unanswered {
+    since: Option<Instant>,
+    count: u32,
+}
+
+impl Unanswered {
+    /// Something came from the guest.
+    fn heard(&mut self) {
+        *self = Unanswered::default();
+    }
+
+    /// These were typed; whether it is time to go.
+    fn typed(&mut self, bytes: &[u8], now: Instant) -> bool {
+        for byte in bytes {
+            match *byte {
+                CTRL_C => self.count += 1,
+                _ => self.heard(),
+            }
+        }
+        if self.count == 0 {
+            return false;
+        }
+        let since = *self.since.get_or_insert(now);
+        self.count >= UNANSWERED && now.saturating_duration_since(since) >= SILENCE
+    }
+}
+
 struct Session {
     ends: Ends,
     terminal: bool,
@@ -178,6 +224,7 @@ struct Session {
     error_output: Pending,
     ended: Option<u8>,
     interrupted: Option<Instant>,
+    unanswered: Unanswered,
     /// When it ends at the latest, and with what, since it was told to.
     ending: Option<(Instant, u8)>,
 }
@@ -208,6 +255,7 @@ impl Session {
             error_output,
             ended: None,
             interrupted: None,
+            unanswered: Unanswered::default(),
             ending: None,
             ends,
         })
@@ -239,7 +287,7 @@ impl Session {
         // Input before the stream: what is there already, or its end, travels with the
         // request, and a guest is interrupted once.
         if ready.input {
-            self.read_input();
+            self.read_input()?;
         }
         if ready.write_stream {
             self.write_stream();
@@ -338,7 +386,7 @@ impl Session {
         }
     }
 
-    fn read_input(&mut self) {
+    fn read_input(&mut self) -> Result<(), OwnFailure> {
         let mut bytes = [0_u8; MAX_DATA];
         let most = self.credit.min(MAX_DATA);
         let read = match &self.ends.input {
@@ -353,10 +401,14 @@ impl Session {
                 frame::encode(Kind::InputEnd, &[], &mut self.outgoing);
             }
             Ok(count) => {
+                if self.terminal && self.unanswered.typed(&bytes[..count], Instant::now()) {
+                    return Err(silent());
+                }
                 self.credit -= count;
                 frame::encode(Kind::Input, &bytes[..count], &mut self.outgoing);
             }
         }
+        Ok(())
     }
 
     fn write_stream(&mut self) {
@@ -383,7 +435,10 @@ impl Session {
                 self.decoder.finish().map_err(lost)?;
                 return Err(lost("it ended before the command did").into());
             }
-            Ok(count) => self.decoder.push(&bytes[..count]),
+            Ok(count) => {
+                self.unanswered.heard();
+                self.decoder.push(&bytes[..count]);
+            }
         }
         while self.ended.is_none() {
             match self.decoder.next_frame().map_err(lost)? {

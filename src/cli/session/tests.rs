@@ -251,6 +251,76 @@ fn a_second_interrupt_at_once_ends_the_client() {
     assert_eq!(trial.session.join().unwrap(), Ok(130));
 }
 
+fn with_terminal(argv: &[&str]) -> Exec {
+    let terminal = crate::proto::agent::Terminal {
+        term: "xterm".to_owned(),
+        columns: 80,
+        rows: 24,
+    };
+    Exec {
+        terminal: Some(terminal),
+        ..exec(argv)
+    }
+}
+
+#[test]
+fn silent_guest_is_left_by_ctrl_c_three_times_over_a_second() {
+    let begun = Instant::now();
+    let late = begun + SILENCE;
+    let mut keys = Unanswered::default();
+    assert!(!keys.typed(&[CTRL_C], begun));
+    assert!(!keys.typed(&[CTRL_C, CTRL_C], begun + SILENCE / 2));
+    assert!(keys.typed(&[CTRL_C], late));
+    let again = |between: fn(&mut Unanswered)| {
+        let mut keys = Unanswered::default();
+        keys.typed(&[CTRL_C, CTRL_C, CTRL_C], begun);
+        between(&mut keys);
+        keys.typed(&[CTRL_C], late)
+    };
+    assert!(again(|_| ()));
+    assert!(!again(Unanswered::heard));
+    assert!(!again(|keys| {
+        keys.typed(b"x", Instant::now());
+    }));
+}
+
+#[test]
+fn terminal_of_a_guest_that_says_nothing_can_be_left() {
+    let (stream, _guest) = UnixStream::pair().unwrap();
+    let ((input, keys), (_output, output)) = (pipe(), pipe());
+    let ((_errors, error_output), (signals, _signals)) = (pipe(), pipe());
+    let ends = Ends {
+        stream: stream.into(),
+        input: Some(input),
+        output,
+        error_output,
+        signals,
+    };
+    let mut session = Session::new(ends, with_terminal(&["sh"])).unwrap();
+    session.unanswered = Unanswered {
+        since: Some(Instant::now() - SILENCE),
+        count: UNANSWERED - 1,
+    };
+    File::from(keys).write_all(&[CTRL_C]).unwrap();
+    let failure = session.turn().unwrap_err();
+    assert_eq!(failure.status, INTERRUPTED);
+    assert!(failure.failure.hint.unwrap().contains("vm kill"));
+}
+
+#[test]
+fn ctrl_c_on_the_terminal_of_a_living_guest_is_for_its_command() {
+    let script = "trap 'echo heard' INT; echo on; while :; do read line; done";
+    let mut trial = begin(with_terminal(&["sh", "-c", script]), real_agent);
+    let mut keys = trial.input.take().unwrap();
+    trial.wait_for("on\r\n");
+    for _ in 0..2 * UNANSWERED {
+        keys.write_all(&[CTRL_C]).unwrap();
+        trial.wait_for("^Cheard\r\n");
+    }
+    trial.signals.write_all(&[TERMINATE, TERMINATE]).unwrap();
+    assert_eq!(trial.session.join().unwrap(), Ok(143));
+}
+
 #[test]
 fn a_reader_that_goes_ends_the_client_as_a_broken_pipe_does() {
     let trial = sh("while :; do echo y; done");
