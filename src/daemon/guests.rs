@@ -28,8 +28,11 @@ use crate::plan::step::{Fault, FaultKind};
 use crate::proto::agent::CONTROL_PORT;
 use crate::proto::guest::GuestConfig;
 
-/// Bytes of the console that are looked at when a VMM has ended.
-const LAST_WORDS: u64 = 4096;
+/// Bytes of the console that are looked at when a VMM has ended: a kernel's panic is followed
+/// by some kilobytes of traces.
+const LAST_WORDS: u64 = 16 * 1024;
+/// A guest of Firecracker powers off by a reset, which it does not tell from a reboot.
+const RESET: &str = "the guest rebooted or powered off, which ends its run";
 /// How long no call is taken after one could not be.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -197,7 +200,8 @@ pub async fn ended(process: Process) -> io::Result<()> {
 }
 
 /// Why a VMM ended, as far as its guest's console tells, else `how` it did. `/init` and the
-/// agent write a line before they switch off; the kernel says that it powers down.
+/// agent write a line before they switch off; the kernel says that it powers down, or that it
+/// panics (`panic` in Linux, kernel/panic.c; the words stand in its last line once more).
 fn last_words(console: &Path, how: Option<String>) -> String {
     let lines = end_of(console).unwrap_or_default();
     let lines = String::from_utf8_lossy(&lines);
@@ -205,13 +209,18 @@ fn last_words(console: &Path, how: Option<String>) -> String {
     if let Some((_, why)) = said("banger: this guest cannot go on and switches off: ") {
         return format!("the guest could not go on: {}", guest::words(why));
     }
-    match said("reboot: Power down").or(said("reboot: Restarting system")) {
-        Some(_) => "the guest powered off".to_owned(),
-        None => {
-            let how = how.map(|how| format!(": {how}")).unwrap_or_default();
-            format!("its VMM ended while the guest ran{how}")
-        }
+    if let Some((_, why)) = said("Kernel panic - not syncing: ") {
+        let why = why.trim_end().trim_end_matches(" ]---");
+        return format!("the guest's kernel panicked: {}", guest::words(why));
     }
+    if said("reboot: Power down").is_some() {
+        return "the guest powered off".to_owned();
+    }
+    if said("reboot: Restarting system").is_some() {
+        return RESET.to_owned();
+    }
+    let how = how.map(|how| format!(": {how}")).unwrap_or_default();
+    format!("its VMM ended while the guest ran{how}")
 }
 
 /// A deadline in words: below ten seconds, whole seconds would be a coarse lie.
@@ -355,7 +364,17 @@ mod tests {
             reason("[ 9.1] reboot: Power down\n"),
             "the guest powered off"
         );
-        let cut = format!("{}login: ", "x".repeat(9000));
+        let panicked = "[ 9.1] Kernel panic - not syncing: sysrq triggered crash\n\
+                        [ 9.1] CPU: 0 PID: 1 Comm: sh\n";
+        let twice = "[ 9.2] ---[ end Kernel panic - not syncing: sysrq triggered crash ]---\n";
+        for console in [panicked.to_owned(), format!("{panicked}{twice}")] {
+            assert_eq!(
+                reason(&console),
+                "the guest's kernel panicked: sysrq triggered crash"
+            );
+        }
+        assert_eq!(reason("[ 9.1] reboot: Restarting system\n"), RESET);
+        let cut = format!("{}login: ", "x".repeat(20_000));
         let ended = "its VMM ended while the guest ran";
         assert_eq!(reason(&cut), format!("{ended}: {KILLED}"));
         assert_eq!(last_words(Path::new("/none"), None), ended);

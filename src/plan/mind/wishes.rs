@@ -251,9 +251,8 @@ impl Mind {
         match &vm.work {
             Some(Work::PoweringOff { .. }) => self.end_waiting_for_guest(id),
             Some(Work::Operating(_)) => {
-                let what = format!("the VMM ended: {reason}");
                 self.note_end(id, reason);
-                self.turn(id, Fault::new(FaultKind::Exited, what));
+                self.turn(id, Fault::new(FaultKind::Exited, reason));
             }
             None if vm.record.phase == Phase::Running => {
                 self.begin_stop(id, Some(reason.to_owned()), Vec::new(), Then::Rest);

@@ -573,3 +573,24 @@ fn deletion_during_a_sweep_is_swept_after_it() {
     };
     assert!(matches!(work, JobWork::Sweep { images, .. } if images.is_empty()));
 }
+
+#[test]
+fn start_whose_vmm_ends_tells_once_why() {
+    let mut desk = Desk::new(stocked());
+    desk.holds = Some(StepKind::Ready);
+    desk.ask(1, create("dev", Removal::Keep));
+    let (vm, token) = desk.held.remove(0);
+    let run = desk.others.iter().find_map(|action| match action {
+        Action::Watch { run, .. } => Some(*run),
+        _ => None,
+    });
+    let reason = "its VMM ended while the guest ran: killed by signal 9";
+    desk.hear(Event::VmmExited {
+        vm,
+        run: run.expect("it is watched"),
+        reason: reason.to_owned(),
+    });
+    let result = Err(Fault::new(FaultKind::Cancelled, "flag raised"));
+    desk.hear(Event::StepDone { vm, token, result });
+    assert_eq!(desk.failure().causes, [reason]);
+}
