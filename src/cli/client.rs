@@ -70,6 +70,8 @@ pub fn connect(socket: &Path) -> Result<Option<UnixStream>, Failure> {
 #[derive(Debug)]
 pub struct Asked {
     stream: UnixStream,
+    /// What to do when the daemon ends before it has answered.
+    then: String,
     // A daemon that refuses may close before it has read everything; its reason is
     // then already on the way, so a failed write is judged after reading.
     written: io::Result<()>,
@@ -112,6 +114,7 @@ enum Unanswered {
 
 /// Asks on a connection.
 pub fn begin(mut stream: UnixStream, request: Request) -> Asked {
+    let then = after_loss(&request);
     let call = Call {
         v: PROTOCOL_VERSION,
         op: operation_id(),
@@ -120,7 +123,11 @@ pub fn begin(mut stream: UnixStream, request: Request) -> Asked {
     let mut line = serde_json::to_vec(&call).expect("our own requests have string keys only");
     line.push(b'\n');
     let written = stream.write_all(&line);
-    Asked { stream, written }
+    Asked {
+        stream,
+        then,
+        written,
+    }
 }
 
 impl Asked {
@@ -136,14 +143,18 @@ impl Asked {
     }
 
     fn outcome(self, on_progress: &mut impl FnMut(&Progress)) -> Result<Answer, Unanswered> {
-        let Asked { stream, written } = self;
+        let Asked {
+            stream,
+            then,
+            written,
+        } = self;
         let mut lines = Lines::new(&stream);
         let mut heard = false;
         loop {
             let line = match lines.next() {
                 Ok(Some(line)) => line,
-                Ok(None) => return Err(gone(written.err(), heard)),
-                Err(error) => return Err(gone(Some(error), heard)),
+                Ok(None) => return Err(gone(written.err(), heard, &then)),
+                Err(error) => return Err(gone(Some(error), heard, &then)),
             };
             heard = true;
             match serde_json::from_slice(&line) {
@@ -170,7 +181,7 @@ impl Asked {
 
 /// Without an answer to the end. A request that was not written to its end, or not read to
 /// its end, is a line without its end: nobody carried it out.
-fn gone(error: Option<io::Error>, heard: bool) -> Unanswered {
+fn gone(error: Option<io::Error>, heard: bool, then: &str) -> Unanswered {
     let cut = |error: &io::Error| {
         matches!(
             error.kind(),
@@ -178,17 +189,39 @@ fn gone(error: Option<io::Error>, heard: bool) -> Unanswered {
         )
     };
     match !heard && error.as_ref().is_some_and(cut) {
-        true => Unanswered::Unheard(lost(error)),
-        false => Unanswered::Failed(lost(error)),
+        true => Unanswered::Unheard(lost(error, AGAIN)),
+        false => Unanswered::Failed(lost(error, then)),
     }
 }
 
-fn lost(error: Option<io::Error>) -> Failure {
+/// What helps where nothing was done, or what is done already is no hindrance.
+const AGAIN: &str = "the same command again starts a new one.";
+
+/// What to do after a daemon ended that may have begun with this: a VM that it made stays
+/// and has the name, unless it goes with its client.
+fn after_loss(request: &Request) -> String {
+    let Request::VmRun {
+        vm,
+        delete_on_disconnect: false,
+        ..
+    } = request
+    else {
+        return AGAIN.to_owned();
+    };
+    match &vm.name {
+        Some(name) => format!(
+            "`banger vm list` shows whether {name} was made: then `banger vm start {name}` or `banger vm delete {name}`, else the same command again."
+        ),
+        None => "`banger vm list` shows whether a VM was made: then `banger vm start NAME` or `banger vm delete NAME`, else the same command again.".to_owned(),
+    }
+}
+
+fn lost(error: Option<io::Error>, then: &str) -> Failure {
     let failure = Failure::new(
         FailureKind::Unreachable,
         "bangerd ended before it had answered",
     )
-    .hint("`banger daemon status` names its log; the same command again starts a new one.");
+    .hint(format!("`banger daemon status` names its log; {then}"));
     match error {
         Some(error) => failure.because(error),
         None => failure,
@@ -353,6 +386,30 @@ mod tests {
         let stream = serve(|stream| drop(read_call(&stream)));
         let failure = ask_on(stream, |_| {}).unwrap_err();
         assert_eq!(failure.kind, FailureKind::Unreachable);
+    }
+
+    #[test]
+    fn a_daemon_that_goes_away_while_it_makes_a_vm_may_have_made_it() {
+        let sample = include_str!("../proto/samples/request-vm_run.json");
+        let run = |kept: &str| -> Request {
+            let text = sample.replace("\"delete_on_disconnect\": true", kept);
+            serde_json::from_str::<Call>(&text).unwrap().request
+        };
+        let hint = |request: Request| {
+            let mut only = Some(serve(|stream| drop(read_call(&stream))));
+            let connect = || {
+                only.take()
+                    .ok_or_else(|| Failure::bug("a second connection"))
+            };
+            ask(connect, &request, |_| {}).unwrap_err().hint.unwrap()
+        };
+        let made = hint(run("\"delete_on_disconnect\": false"));
+        assert!(made.contains("`banger vm list` shows whether"), "{made}");
+        assert!(made.contains("`banger vm delete dev`"), "{made}");
+        let goes_along = hint(run("\"delete_on_disconnect\": true"));
+        for hint in [goes_along, hint(Request::VmList {})] {
+            assert!(hint.contains("the same command again starts"), "{hint}");
+        }
     }
 
     #[test]
