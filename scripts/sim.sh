@@ -4,7 +4,7 @@
 #   scripts/sim.sh [--seed N | --runs N] [--depth N] [FILTER...]
 #
 # --seed N   tells the story of this seed and no other; a failure prints its seed
-# --runs N   tells so many stories (default 5000; an ordinary test run tells 400)
+# --runs N   tells so many stories (default 5000; an ordinary test run tells 560)
 # --depth N  interrupts the longest of the short stories so often (default 2)
 # FILTER     names of tests, as cargo test takes them (default: all of the simulation)
 set -euo pipefail

@@ -17,7 +17,7 @@ use crate::plan::request::{AfterCreate, ClientId, CreateRequest, Progress, PullK
 
 use super::say::Waiter;
 use super::work::Then;
-use super::{Mind, Owner, Vm};
+use super::{Life, Mind, Owner, Vm};
 
 /// A creation that waits for pulls; its name is reserved.
 #[derive(Debug, Clone)]
@@ -28,8 +28,23 @@ pub(super) struct PendingCreate {
     pub(super) needs: BTreeSet<PullKey>,
 }
 
+/// A creation that waits until the VM that has its name has gone.
+#[derive(Debug, Clone)]
+pub(super) struct BehindDeletion {
+    waiter: Waiter,
+    name: VmName,
+    request: CreateRequest,
+}
+
 impl Mind {
     pub(super) fn create(&mut self, waiter: Waiter, request: CreateRequest) {
+        if let Some(name) = request.name.clone().filter(|name| self.is_going(name)) {
+            return self.behind_deletions.push(BehindDeletion {
+                waiter,
+                name,
+                request,
+            });
+        }
         match self.check(&request) {
             Ok((name, needs)) if needs.is_empty() => self.create_now(waiter, name, request),
             Ok((name, needs)) => {
@@ -111,12 +126,6 @@ impl Mind {
         };
         if !self.is_taken(name) {
             return Ok(name.clone());
-        }
-        if self.is_going(name) {
-            let what = format!("create vm {name}: the one of that name is being deleted");
-            return Err(Failure::new(FailureKind::Busy, what).hint(format!(
-                "Try again when `banger vm list` shows no {name} any more, in a moment."
-            )));
         }
         Err(Failure::new(
             FailureKind::Busy,
@@ -285,9 +294,33 @@ impl Mind {
         self.cancel_unwanted();
     }
 
+    /// Something on the VM of this name has come to its end: creations that waited for its
+    /// deletion begin, or are refused if it stays after all.
+    pub(super) fn creates_after(&mut self, name: &VmName) {
+        if self.life != Life::Serving || self.is_going(name) {
+            return;
+        }
+        let all = std::mem::take(&mut self.behind_deletions);
+        let (ready, waiting): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|behind| behind.name == *name);
+        self.behind_deletions = waiting;
+        for behind in ready {
+            self.create(behind.waiter, behind.request);
+        }
+    }
+
+    /// No new work: what has not begun will not.
+    pub(super) fn refuse_creates_behind(&mut self) {
+        for behind in std::mem::take(&mut self.behind_deletions) {
+            self.refuse(behind.waiter, "the daemon is ending");
+        }
+    }
+
     pub(super) fn forget_creates_of(&mut self, client: ClientId) {
         self.creates
             .retain(|pending| !pending.waiter.is_client(client));
+        self.behind_deletions
+            .retain(|behind| !behind.waiter.is_client(client));
     }
 }
 

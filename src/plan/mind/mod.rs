@@ -35,7 +35,7 @@ use super::record::{BootReport, Loaded, VmRecord};
 use super::request::{ClientId, OpId, Request};
 use super::retry;
 
-use create::PendingCreate;
+use create::{BehindDeletion, PendingCreate};
 use pulls::Pulls;
 use say::Waiter;
 use wishes::Queued;
@@ -53,6 +53,7 @@ pub struct Mind {
     kernels: BTreeMap<KernelName, Kernel>,
     pulls: Pulls,
     creates: Vec<PendingCreate>,
+    behind_deletions: Vec<BehindDeletion>,
     timers: BTreeMap<TimerId, TimerUse>,
     /// VMs whose next step waits until fewer are under way.
     waiting_for_slot: VecDeque<VmId>,
@@ -126,6 +127,7 @@ impl Mind {
             kernels: BTreeMap::new(),
             pulls: Pulls::default(),
             creates: Vec::new(),
+            behind_deletions: Vec::new(),
             timers: BTreeMap::new(),
             waiting_for_slot: VecDeque::new(),
             steps_under_way: 0,
@@ -210,6 +212,7 @@ impl Mind {
         self.life = Life::Ending;
         self.log(None, None, "ending; VMs stay up".to_owned());
         self.cancel_all_pulls();
+        self.refuse_creates_behind();
         self.arm(TimerUse::Ending, retry::SHUTDOWN_MS);
     }
 
@@ -237,6 +240,7 @@ impl Mind {
         self.life == Life::Serving
             && self.vms.values().all(at_rest)
             && self.creates.is_empty()
+            && self.behind_deletions.is_empty()
             && self.pulls.count() == 0
             && !self.pulls.is_any_under_way()
     }

@@ -2,6 +2,7 @@
 //! once, but for what a test holds back or lets fail.
 
 mod adjust;
+mod behind;
 mod lifecycle;
 mod requests;
 
@@ -147,7 +148,19 @@ impl Desk {
         linked: BTreeSet<VmId>,
         held: BTreeSet<VmId>,
     ) -> Desk {
-        let mut desk = Desk {
+        let mut desk = Desk::unopened(loaded);
+        desk.hear(Event::Opened);
+        desk.hear(Event::Recovered {
+            alive,
+            linked,
+            held,
+        });
+        desk
+    }
+
+    /// A desk that has not heard anything yet.
+    fn unopened(loaded: Loaded) -> Desk {
+        Desk {
             mind: Mind::new(facts(), loaded),
             events: Vec::new(),
             replies: Vec::new(),
@@ -163,14 +176,7 @@ impl Desk {
             next_op: 0,
             now: 1000,
             id_bits: 0x1234_5678_0000_0000,
-        };
-        desk.hear(Event::Opened);
-        desk.hear(Event::Recovered {
-            alive,
-            linked,
-            held,
-        });
-        desk
+        }
     }
 
     fn hear(&mut self, event: Event) {
@@ -243,6 +249,16 @@ impl Desk {
             op: OpId(self.next_op),
             request,
         });
+    }
+
+    /// Ends the pauses between attempts, until there is none.
+    fn pass_pauses(&mut self) {
+        let is_timer = |action: &Action| matches!(action, Action::ArmTimer { .. });
+        while let Some(at) = self.others.iter().position(is_timer) {
+            if let Action::ArmTimer { timer, .. } = self.others.remove(at) {
+                self.hear(Event::TimerFired { timer });
+            }
+        }
     }
 
     fn last_reply(&self) -> &Reply {

@@ -7,7 +7,7 @@ use crate::model::vm::Phase;
 use crate::plan::admit::{Denial, Situation, Verdict, Wish, admit};
 use crate::plan::event::{Action, RunToken, TimerId};
 use crate::plan::operation::Goal;
-use crate::plan::record::Stuck;
+use crate::plan::record::{Removal, Stuck};
 use crate::plan::request::{ClientId, Reply};
 use crate::plan::retry;
 use crate::plan::step::{Fault, FaultKind};
@@ -379,7 +379,7 @@ impl Vm {
         let asked = matches!(queued, Some(Wish::Delete | Wish::ForceDelete));
         match self.situation() {
             Situation::Deleting => true,
-            Situation::Stopping => asked || unless_ran,
+            Situation::Stopping => asked || unless_ran || self.is_orphaned(),
             Situation::Creating
             | Situation::Stopped
             | Situation::Starting
@@ -391,6 +391,11 @@ impl Vm {
             | Situation::StuckResetting
             | Situation::StuckDeleting => asked,
         }
+    }
+
+    /// Whether its client has gone, with which it goes.
+    pub(super) fn is_orphaned(&self) -> bool {
+        self.owner.is_none() && self.record.removal == Removal::WithClient
     }
 
     fn situation_at_rest(&self) -> Situation {

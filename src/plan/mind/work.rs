@@ -445,6 +445,7 @@ impl Mind {
             self.run_queued(id, queued, &name);
         }
         self.delete_if_nobody_owns(id);
+        self.creates_after(&name);
     }
 
     fn log_outcome(&mut self, id: VmId, work: &Operating, outcome: &Outcome) {
@@ -523,10 +524,7 @@ impl Mind {
 
     fn delete_if_nobody_owns(&mut self, id: VmId) {
         let orphaned = self.vms.get(&id).is_some_and(|vm| {
-            vm.work.is_none()
-                && vm.owner.is_none()
-                && vm.record.removal == Removal::WithClient
-                && vm.record.phase == Phase::Stopped
+            vm.work.is_none() && vm.is_orphaned() && vm.record.phase == Phase::Stopped
         });
         if orphaned && self.life != Life::Ending {
             self.begin_delete(id, Vec::new());
