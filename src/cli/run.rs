@@ -84,7 +84,7 @@ macro_rules! vm_command {
             /// reach the outside through the host; short for `--net nat`
             #[argh(switch)]
             pub nat: bool,
-            /// lead a port of the host to one of the guest: HOST:GUEST or ADDRESS:HOST:GUEST, with /udp behind it for UDP; ADDRESS is 127.0.0.1 unless said, 0.0.0.0 means all; may be repeated
+            /// lead a port of the host to one of the guest: HOST:GUEST or ADDRESS:HOST:GUEST, or PORT for the same on both sides, with /udp behind it for UDP; ADDRESS is 127.0.0.1 unless said, 0.0.0.0 means all; may be repeated
             #[argh(option, short = 'p', arg_name = "port")]
             pub publish: Vec<PortForward>,
             /// set a variable for every command, or pass on your own with `--env KEY`; may be repeated

@@ -225,7 +225,7 @@ impl FromStr for Protocol {
     }
 }
 
-/// A port of the host that leads to one of the guest (`-p [ADDRESS:]HOST:GUEST[/udp]`).
+/// A port of the host that leads to one of the guest (`-p PORT`, `-p [ADDRESS:]HOST:GUEST[/udp]`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortForward {
     /// The host's address; 0.0.0.0 stands for every one that it has.
@@ -290,7 +290,7 @@ impl FromStr for PortForward {
     /// address is 127.0.0.1 where none is said, port 0 is refused.
     fn from_str(text: &str) -> Result<PortForward, ChoiceError> {
         let error = || {
-            let form = "[ADDRESS:]HOST:GUEST[/tcp|/udp], ports 1 to 65535, such as 8080:80";
+            let form = "PORT or [ADDRESS:]HOST:GUEST[/tcp|/udp], ports 1 to 65535, such as 8080:80";
             ChoiceError::new("port", text, form)
         };
         let (ports, protocol) = match text.split_once('/') {
@@ -356,6 +356,15 @@ mod tests {
         ] {
             assert!(text.parse::<Subnet>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn refused_port_names_every_form_that_is_taken() {
+        let refused = "http".parse::<PortForward>().unwrap_err().to_string();
+        assert!(
+            refused.contains("PORT or [ADDRESS:]HOST:GUEST"),
+            "{refused}"
+        );
     }
 
     #[test]
