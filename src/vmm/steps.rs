@@ -442,7 +442,14 @@ fn ended(launched: &Launched, said: &str) -> Fault {
 
 /// What can be done about a VMM's last words, where they are known.
 fn remedy(words: &str) -> Option<String> {
-    // QEMU's own words (seen with 7.2) when it cannot listen on a port of `hostfwd`.
+    // QEMU's own words (seen with 7.2): these when it does not take the file as a kernel,
+    // those below when it cannot listen on a port of `hostfwd`.
+    if words.contains("loading uncompressed kernel") || words.contains("could not load kernel") {
+        return Some(
+            "Its kernel may be damaged: `banger store check --contents` tells, and how to mend it."
+                .to_owned(),
+        );
+    }
     let taken = words.contains("Could not set up host forwarding rule");
     taken.then(|| {
         "A published port of the host is in use: choose another with `--publish`, or see with `ss -ltnp` who has it.".to_owned()
@@ -466,5 +473,11 @@ mod tests {
         let words = "Could not set up host forwarding rule 'tcp:127.0.0.1:18080-:80'";
         assert!(remedy(words).unwrap().contains("--publish"));
         assert_eq!(remedy("it said nothing"), None);
+    }
+
+    #[test]
+    fn kernel_that_a_vmm_does_not_take_is_one_whose_content_is_to_be_checked() {
+        let words = "qemu-system-x86_64: Error loading uncompressed kernel without PVH ELF Note";
+        assert!(remedy(words).unwrap().contains("store check --contents"));
     }
 }
