@@ -42,7 +42,7 @@ pub fn check(layout: &Layout, base: &Base) -> Result<(), Fault> {
             let what = format!("use {key}: it is damaged: {damage}");
             // Packages may have changed since: then what is made has another content.
             let remedy = format!(
-                "Run `banger {} --force` to make it again; if that gives another content than {content}, this VM needs to be made again too.",
+                "Run `banger {} --force` to make it again; if that gives another content than {content}, every VM that is kept of it needs to be made again too.",
                 key.pull_command()
             );
             return Err(Fault::new(FaultKind::Missing, what).remedy(Some(remedy)));
@@ -81,5 +81,7 @@ mod tests {
             remedy.contains("`banger image pull debian-minimal --force`"),
             "{remedy}"
         );
+        // `vm run` has removed the one that it made.
+        assert!(!remedy.contains("this VM"), "{remedy}");
     }
 }
