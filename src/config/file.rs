@@ -55,8 +55,8 @@ impl Config {
     /// # Errors
     /// It cannot be read, is no TOML, or says something that is not possible.
     pub fn read(path: &Path) -> Result<Config, Failure> {
-        match std::fs::read_to_string(path) {
-            Ok(text) => Config::parse(&text, path),
+        match std::fs::read(path) {
+            Ok(bytes) => Config::parse(&text_of(bytes, path)?, path),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Config {
                 path: path.to_owned(),
                 said: Vec::new(),
@@ -199,8 +199,24 @@ impl Config {
 }
 
 fn line_of(text: &str, span: &Range<usize>) -> usize {
-    let before = &text.as_bytes()[..span.start.min(text.len())];
+    line_at(text.as_bytes(), span.start)
+}
+
+fn line_at(bytes: &[u8], at: usize) -> usize {
+    let before = &bytes[..at.min(bytes.len())];
     before.iter().filter(|byte| **byte == b'\n').count() + 1
+}
+
+/// The bytes of a file as text, which TOML is in UTF-8 only.
+pub(super) fn text_of(bytes: Vec<u8>, path: &Path) -> Result<String, Failure> {
+    String::from_utf8(bytes).map_err(|error| {
+        let line = line_at(error.as_bytes(), error.utf8_error().valid_up_to());
+        let path = path.display();
+        Failure::usage(format!(
+            "configuration {path}, line {line}: not all of it is text"
+        ))
+        .hint("Write that line in UTF-8; `banger config show` reads the file again.")
+    })
 }
 
 struct Reader<'a> {
@@ -267,8 +283,22 @@ impl Reader<'_> {
     }
 }
 
-/// What to say of a key that does not exist: the nearest one, wherever it stands.
-pub(super) fn unknown_hint(full: &str) -> String {
+/// What to say of a key that does not exist: the nearest one, wherever it stands, or the
+/// table that was meant.
+pub fn unknown_hint(full: &str) -> String {
+    if let Some(key) = KEYS.iter().find(|key| key.split().0 == full) {
+        let name = key.name;
+        return format!(
+            "`{full}` is a table, with keys such as `{name}`. `banger config show` lists all keys."
+        );
+    }
+    let tables_and_keys = KEYS.iter().map(Key::split);
+    let near = nearest(full, tables_and_keys.flat_map(|(table, key)| [key, table]));
+    // A key's own name begins with that of its table, which is then not what is wrong.
+    let near = near.filter(|_| !full.contains('.'));
+    if let Some(table) = near.filter(|near| KEYS.iter().any(|key| key.split().0 == *near)) {
+        return format!("Did you mean `[{table}]`? `banger config show` lists all keys.");
+    }
     let last = full.rsplit('.').next().unwrap_or(full);
     let by_full = nearest(full, KEYS.iter().map(|key| key.name));
     let by_last = || {
@@ -330,6 +360,26 @@ mod tests {
         assert!(failure.hint.unwrap().contains("`vm_defaults.memory`"));
         let failure = parse("memory = \"1G\"\n").unwrap_err();
         assert!(failure.hint.unwrap().contains("`vm_defaults.memory`"));
+    }
+
+    #[test]
+    fn mistyped_table_is_answered_with_the_table() {
+        for text in ["[vm_default]\nvcpu = 2\n", "[vm_default]\n"] {
+            let hint = parse(text).unwrap_err().hint.unwrap();
+            assert!(hint.contains("`[vm_defaults]`"), "{hint}");
+        }
+        assert!(unknown_hint("vm_defaults").contains("`vm_defaults.vcpu`"));
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_refused_with_their_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        std::fs::write(&path, b"# mine\nlog_level = \"\xff\"\n").unwrap();
+        let failure = Config::read(&path).unwrap_err();
+        assert!(failure.what.contains("line 2"), "{failure}");
+        assert_eq!(failure.kind.exit_status(), 2);
+        assert!(failure.hint.unwrap().contains("UTF-8"));
     }
 
     #[test]
