@@ -85,6 +85,7 @@ fn help_of_every_command_goes_to_standard_output() {
         "config show",
         "config get",
         "config set",
+        "config unset",
         "doctor",
         "daemon",
         "daemon status",
@@ -345,6 +346,7 @@ fn a_setting_that_cannot_be_is_not_written() {
     refused(&banger, &["config", "set", "vm_defaults.vcpu", "0"], 2);
     refused(&banger, &["config", "set", "vm_defaults.vpcu", "2"], 2);
     refused(&banger, &["config", "get", "nonsense"], 2);
+    refused(&banger, &["config", "unset", "nonsense"], 2);
     assert!(!banger.config().exists());
 }
 

@@ -3,7 +3,7 @@
 
 use argh::{ArgsInfo, CommandInfoWithArgs, FromArgs};
 
-use super::config_commands::{ConfigGet, ConfigSet, ConfigShow};
+use super::config_commands::{ConfigGet, ConfigSet, ConfigShow, ConfigUnset};
 use super::daemon_commands::{DaemonStatus, DaemonStop};
 use super::doctor_command::Doctor;
 use super::exec::{VmExec, VmShell};
@@ -142,6 +142,7 @@ group! {
     Show(ConfigShow),
     Get(ConfigGet),
     Set(ConfigSet),
+    Unset(ConfigUnset),
 }
 
 group! {

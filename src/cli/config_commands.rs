@@ -1,4 +1,4 @@
-//! `banger config show|get|set`.
+//! `banger config show|get|set|unset`.
 
 use argh::{ArgsInfo, FromArgs};
 use serde::Serialize;
@@ -6,12 +6,12 @@ use serde::Serialize;
 use super::context::Context;
 use super::render::{self, Paint, Stream};
 use super::table::Table;
-use crate::config::edit::set_in_file;
+use crate::config::edit::{Unset, set_in_file, unset_in_file};
+use crate::config::file::unknown_hint;
 use crate::config::keys::find;
 use crate::config::sizes::effective;
 use crate::config::{Config, Origin};
 use crate::failure::Failure;
-use crate::model::nearest::nearest;
 
 /// Show every setting, its value and where it comes from.
 #[derive(Debug, FromArgs, ArgsInfo)]
@@ -101,14 +101,8 @@ impl ConfigGet {
         match views.iter().find(|view| view.key == self.key) {
             Some(view) => render::line(&view.value),
             None => {
-                let near = nearest(&self.key, views.iter().map(|view| view.key));
-                let near = near.map(|near| format!("Did you mean `{near}`? "));
-                return Err(
-                    Failure::usage(format!("unknown key `{}`", self.key)).hint(format!(
-                        "{}`banger config show` lists all keys.",
-                        near.unwrap_or_default()
-                    )),
-                );
+                let what = format!("unknown key `{}`", self.key);
+                return Err(Failure::usage(what).hint(unknown_hint(&self.key)));
             }
         }
         Ok(0)
@@ -137,11 +131,40 @@ impl ConfigSet {
     pub fn run(self, context: &Context) -> Result<u8, Failure> {
         let path = context.config_path()?;
         set_in_file(&path, &self.key, &self.value)?;
-        let (table, _) = find(&self.key).expect("it was just set").split();
-        if matches!(table, "network" | "programs") || self.key == "log_level" {
-            render::say(
-                "bangerd reads this when it starts: `banger daemon stop` lets the next command start it anew",
-            );
+        say_when_it_holds(&self.key);
+        Ok(0)
+    }
+}
+
+fn say_when_it_holds(key: &str) {
+    let (table, _) = find(key).expect("it was just changed").split();
+    if matches!(table, "network" | "programs") || key == "log_level" {
+        render::say(
+            "bangerd reads this when it starts: `banger daemon stop` lets the next command start it anew",
+        );
+    }
+}
+
+/// Take a setting out of the configuration file, so that its default holds; the comments of others are kept.
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "unset",
+    example = "banger config unset vm_defaults.disk_iops"
+)]
+pub struct ConfigUnset {
+    /// name of the setting
+    #[argh(positional)]
+    pub key: String,
+}
+
+impl ConfigUnset {
+    /// Carries it out.
+    pub fn run(self, context: &Context) -> Result<u8, Failure> {
+        let path = context.config_path()?;
+        match unset_in_file(&path, &self.key)? {
+            Unset::Done => say_when_it_holds(&self.key),
+            Unset::WasNotSet => render::say(&format!("`{}` was not set", self.key)),
         }
         Ok(0)
     }

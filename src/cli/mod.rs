@@ -155,6 +155,7 @@ fn dispatch(command: Command, guest: Option<Vec<String>>, context: &Context) -> 
             ConfigCommand::Show(command) => command.run(context),
             ConfigCommand::Get(command) => command.run(context),
             ConfigCommand::Set(command) => command.run(context),
+            ConfigCommand::Unset(command) => command.run(context),
         },
         Command::Doctor(command) => command.run(context),
         Command::Daemon(daemon) => match daemon.command {

@@ -1,13 +1,13 @@
-//! Changes one value in the text of a configuration and keeps everything else:
-//! comments, blank lines, order, the spacing around the old value.
+//! Changes one value in the text of a configuration, or takes it out, and keeps everything
+//! else: comments, blank lines, order, the spacing around the old value.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use toml_edit::{DocumentMut, Item, Table, Value};
+use toml_edit::{Document, DocumentMut, Item, Table, TableLike, Value};
 
-use super::file::{Config, unknown_hint};
+use super::file::{Config, text_of, unknown_hint};
 use super::keys::{Key, Shape, find};
 use crate::failure::Failure;
 
@@ -17,13 +17,40 @@ use crate::failure::Failure;
 /// An unknown key, an impossible value, a file that is wrong already, or one that
 /// cannot be written. The file is then as before.
 pub fn set_in_file(path: &Path, name: &str, value: &str) -> Result<(), Failure> {
-    let old = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(write_failure(path, &error)),
-    };
+    let old = read(path)?;
     let new = set(&old, path, name, value)?;
     replace(path, &new).map_err(|error| write_failure(path, &error))
+}
+
+/// What became of a setting that is to be no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unset {
+    /// It was taken out.
+    Done,
+    /// The file did not have it.
+    WasNotSet,
+}
+
+/// Takes `name` out of the file at `path`.
+///
+/// # Errors
+/// As [`set_in_file`].
+pub fn unset_in_file(path: &Path, name: &str) -> Result<Unset, Failure> {
+    let old = read(path)?;
+    match unset(&old, path, name)? {
+        None => Ok(Unset::WasNotSet),
+        Some(new) => replace(path, &new)
+            .map(|()| Unset::Done)
+            .map_err(|error| write_failure(path, &error)),
+    }
+}
+
+fn read(path: &Path) -> Result<String, Failure> {
+    match std::fs::read(path) {
+        Ok(bytes) => text_of(bytes, path),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(write_failure(path, &error)),
+    }
 }
 
 fn write_failure(path: &Path, error: &std::io::Error) -> Failure {
@@ -40,11 +67,7 @@ fn write_failure(path: &Path, error: &std::io::Error) -> Failure {
 /// # Errors
 /// As [`set_in_file`].
 pub fn set(text: &str, path: &Path, name: &str, value: &str) -> Result<String, Failure> {
-    let Some(key) = find(name) else {
-        return Err(Failure::usage(format!("unknown key `{name}`")).hint(unknown_hint(name)));
-    };
-    // A file that is wrong already is reported as such, not as our change.
-    Config::parse(text, path)?;
+    let key = known(text, path, name)?;
     let value = toml_value(key, value)?;
     let mut document: DocumentMut = text.parse().expect("it was parsed above");
     let before = keep_trailing(&mut document, key);
@@ -71,6 +94,42 @@ pub fn set(text: &str, path: &Path, name: &str, value: &str) -> Result<String, F
         }
     }
     Ok(format!("{before}{document}"))
+}
+
+fn known(text: &str, path: &Path, name: &str) -> Result<&'static Key, Failure> {
+    let Some(key) = find(name) else {
+        return Err(Failure::usage(format!("unknown key `{name}`")).hint(unknown_hint(name)));
+    };
+    // A file that is wrong already is reported as such, not as our change.
+    Config::parse(text, path)?;
+    Ok(key)
+}
+
+/// The text without `name`; `None` where it has none. The lines of the key and its value go,
+/// and what stands above them stays: nobody knows whom a comment there is about.
+fn unset(text: &str, path: &Path, name: &str) -> Result<Option<String>, Failure> {
+    let (table, last) = known(text, path, name)?.split();
+    let document = Document::parse(text).expect("it was parsed above");
+    let parent: Option<&dyn TableLike> = match table {
+        "" => Some(document.as_table()),
+        table => document.get(table).and_then(Item::as_table_like),
+    };
+    let Some((key, item)) = parent.and_then(|parent| parent.get_key_value(last)) else {
+        return Ok(None);
+    };
+    if document.get(table).is_some_and(Item::is_inline_table) {
+        let mut document: DocumentMut = text.parse().expect("it was parsed above");
+        let parent = document.get_mut(table).and_then(Item::as_table_like_mut);
+        parent.expect("looked at above").remove(last);
+        return Ok(Some(document.to_string()));
+    }
+    let begins = key.span().expect("it was read from a text").start;
+    let ends = item.span().expect("it was read from a text").end;
+    let begins = text[..begins].rfind('\n').map_or(0, |at| at + 1);
+    let ends = text[ends..]
+        .find('\n')
+        .map_or(text.len(), |at| ends + at + 1);
+    Ok(Some(format!("{}{}", &text[..begins], &text[ends..])))
 }
 
 /// Comments at the very end of a file belong to no key, and would stand after
@@ -186,6 +245,37 @@ mod tests {
     fn inline_tables_stay_inline() {
         let text = changed("vm_defaults = { vcpu = 2 }\n", "vm_defaults.vcpu", "3");
         assert_eq!(text, "vm_defaults = { vcpu = 3 }\n");
+    }
+
+    #[test]
+    fn setting_is_taken_out_with_its_line_and_nothing_else() {
+        let without = |text: &str, name: &str| unset(text, Path::new("/c.toml"), name).unwrap();
+        let text = "# mine\nlog_level = \"warn\" # loud\n\n[vm_defaults] # sizes\n# two\nvcpu = 2\nmemory = \"\"\"\n1G\"\"\" # much\n# end\n";
+        let text = text.replace("\n1G", "\\\n 1G");
+        let left = without(&text, "vm_defaults.memory").unwrap();
+        let left = without(&left, "log_level").unwrap();
+        assert_eq!(
+            left,
+            "# mine\n\n[vm_defaults] # sizes\n# two\nvcpu = 2\n# end\n"
+        );
+        assert_eq!(without(&left, "log_level"), None);
+        assert_eq!(without("", "vm_defaults.vcpu"), None);
+        for (text, expected) in [
+            (
+                "vm_defaults = { vcpu = 2, nat = true }\n",
+                "vm_defaults = { nat = true }\n",
+            ),
+            (
+                "vm_defaults.nat = true\nvm_defaults.vcpu = 2",
+                "vm_defaults.nat = true\n",
+            ),
+        ] {
+            let left = without(text, "vm_defaults.vcpu").unwrap();
+            assert_eq!(left, expected);
+            Config::parse(&left, Path::new("/c.toml")).unwrap();
+        }
+        let failure = unset("", Path::new("/c.toml"), "vcpu").unwrap_err();
+        assert!(failure.hint.unwrap().contains("vm_defaults.vcpu"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The one table of configuration keys.
 //!
-//! Parsing, `config show|get|set`, and the test that `docs/config.md` lists every key
+//! Parsing, `config show|get|set|unset`, and the test that `docs/config.md` lists every key
 //! all read it. Imports only model: a value is checked by the word it will become.
 
 use std::str::FromStr;
