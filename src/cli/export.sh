@@ -1,4 +1,5 @@
 set -eu
+[ -d "$1" ] || exit 66
 cd "$1"
 command -v git >/dev/null || exit 127
 unset GIT_DIR GIT_INDEX_FILE GIT_WORK_TREE

@@ -117,12 +117,20 @@ fn run(context: &Context, name: &str, exec: Exec, output: File) -> Result<u8, Ow
     session::run(ends, exec)
 }
 
+/// The script's status where there is no such directory: `EX_NOINPUT` of sysexits.h, which
+/// git does not use.
+const NO_DIRECTORY: u8 = 66;
+
 /// git's own words have gone to standard error already.
 fn checked(status: u8) -> Result<(), Failure> {
     match status {
         0 => Ok(()),
         127 => Err(Failure::failed("make a patch in the guest: it has no git")
             .hint("Install git in the guest, or use an image that has it.")),
+        NO_DIRECTORY => Err(Failure::failed(
+            "make a patch in the guest: it has no repository there, nor the directory",
+        )
+        .hint("`banger vm run PATH` takes a repository along; `--workdir` names another directory of the guest.")),
         status => Err(Failure::failed(format!(
             "make a patch in the guest: git ended with {status}"
         ))
@@ -214,6 +222,17 @@ mod tests {
         assert_eq!(read("changed").unwrap(), b"two\n");
         assert_eq!(read("binary").unwrap(), [0, 255, 1, 13]);
         assert!(read("deleted").is_err());
+    }
+
+    #[test]
+    fn guest_without_a_repository_is_told_as_such() {
+        let mut script = Command::new("sh");
+        script.args(["-c", SCRIPT, "sh", "/no/such", SENT_REF, BASE_REF]);
+        let output = script.output().unwrap();
+        assert_eq!(output.stderr, b"");
+        let status = output.status.code().unwrap() as u8;
+        let failure = checked(status).unwrap_err();
+        assert!(failure.what.contains("no repository"), "{failure}");
     }
 
     #[test]
