@@ -35,7 +35,7 @@ impl FromStr for MemorySize {
         let size: Bytes = text
             .parse()
             .map_err(|e: crate::model::units::SizeError| e.to_string())?;
-        check_memory(size).map_err(|why| format!("{text} of memory: {why}"))?;
+        check_memory(size).map_err(|why| format!("{size} of memory: {why}"))?;
         Ok(MemorySize(size))
     }
 }
@@ -51,7 +51,7 @@ impl FromStr for DiskSize {
         let size: Bytes = text
             .parse()
             .map_err(|e: crate::model::units::SizeError| e.to_string())?;
-        check_disk(size).map_err(|why| format!("a disk of {text}: {why}"))?;
+        check_disk(size).map_err(|why| format!("a disk of {size}: {why}"))?;
         Ok(DiskSize(size))
     }
 }
@@ -191,7 +191,11 @@ mod tests {
         assert_eq!(vcpu("-2"), "-2 virtual processors: 1 to 32 are possible");
         assert_eq!(vcpu("two"), "\"two\" is not a whole number");
         let memory = "0".parse::<MemorySize>().unwrap_err();
-        assert_eq!(memory, "0 of memory: 96M to 1T are possible");
+        assert_eq!(memory, "0B of memory: 96M to 1T are possible");
+        let memory = "1".parse::<MemorySize>().unwrap_err();
+        assert_eq!(memory, "1M of memory: 96M to 1T are possible");
+        let disk = "1".parse::<DiskSize>().unwrap_err();
+        assert!(disk.starts_with("a disk of 1M:"), "{disk}");
         assert!("99999T".parse::<DiskSize>().is_err());
         assert_eq!("8G".parse(), Ok(DiskSize(Bytes::gib(8))));
     }
