@@ -50,7 +50,7 @@ lifecycle! {
 lifecycle! {
     /// Power sandboxes off. What they have written is kept.
     VmStop, "stop", "stopped", Some(("stopped", "is stopped already")),
-    ["banger vm stop dev", "banger vm list --quiet | xargs banger vm stop"],
+    ["banger vm stop dev", "banger vm list --quiet | xargs -r banger vm stop"],
     |vm| Request::VmStop { vm }
 }
 

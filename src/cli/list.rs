@@ -15,7 +15,7 @@ use crate::proto::reply::VmView;
     subcommand,
     name = "list",
     example = "banger vm list",
-    example = "banger vm list --quiet | xargs banger vm stop",
+    example = "banger vm list --quiet | xargs -r banger vm stop",
     example = "banger vm list --json"
 )]
 pub struct VmList {
