@@ -59,6 +59,10 @@ const ALIASES: &[(&str, &str, &str)] = &[
     ("kernel", "rm", "delete"),
 ];
 
+/// What others call a command; said to whoever types it. Parent, other name, name.
+const KNOWN_ELSEWHERE: &[(&str, &str, &str)] =
+    &[("config", "list", "show"), ("config", "ls", "show")];
+
 /// The other names of a command below `parent`.
 pub fn aliases_of<'a>(parent: &'a str, name: &'a str) -> impl Iterator<Item = &'static str> + 'a {
     ALIASES
@@ -123,7 +127,7 @@ fn utf8(words: &[OsString]) -> Result<Vec<String>, Failure> {
 }
 
 /// The command whose help is asked for: by `-h` or `--help` anywhere that is not
-/// the value of an option, or by the word `help` first.
+/// the value of an option, or by the word `help` where a command is to stand.
 fn help_path(words: &[String], tree: &CommandInfoWithArgs) -> Option<Vec<String>> {
     let mut node = tree;
     let mut path: Vec<String> = Vec::new();
@@ -147,6 +151,8 @@ fn help_path(words: &[String], tree: &CommandInfoWithArgs) -> Option<Vec<String>
         } else if let Some(child) = child_of(node, word) {
             node = child;
             path.push(child.name.to_owned());
+        } else if word == "help" && !node.commands.is_empty() {
+            asked = true;
         } else {
             positionals += 1;
         }
@@ -263,6 +269,7 @@ impl<'a> Walk<'a> {
         let Some(child) = child_of(self.node, word) else {
             let names = self.node.commands.iter().map(|child| child.name);
             let near = nearest(word, names).map(|name| format!("{} {name}", self.command()));
+            let near = self.meant(word).or(near);
             let what = format!("`{}` has no command {word:?}", self.command());
             return Err(self.usage(what, near));
         };
@@ -270,6 +277,19 @@ impl<'a> Walk<'a> {
         self.path.push(child.name);
         self.words.push(child.name.to_owned());
         Ok(())
+    }
+
+    /// What a word means that is a command, but not here: most are of sandboxes, and other
+    /// tools have them without `vm`.
+    fn meant(&self, word: &str) -> Option<String> {
+        let node = self.node;
+        let elsewhere =
+            |(parent, other, _): &&(&str, &str, &str)| *parent == node.name && *other == word;
+        if let Some((_, _, name)) = KNOWN_ELSEWHERE.iter().find(elsewhere) {
+            return Some(format!("{} {name}", self.command()));
+        }
+        let vm = child_of(node, "vm").filter(|_| self.path.is_empty())?;
+        child_of(vm, word).map(|child| format!("banger vm {}", child.name))
     }
 
     fn positional(&mut self, word: &str) -> Result<(), Failure> {
@@ -299,6 +319,11 @@ impl<'a> Walk<'a> {
             _ => (word, None),
         };
         let Some(flag) = find_flag(self.node, name) else {
+            if let Some((flag, value)) = self.attached(word) {
+                self.note(flag)?;
+                self.words.push(value.to_owned());
+                return Ok(());
+            }
             let mut joined = self.joined_switches(word)?.into_iter();
             return joined.try_for_each(|switch| self.note(switch));
         };
@@ -327,8 +352,19 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// `-it` is `-i -t`: letters may be joined where each is a switch. One with a value
-    /// stands alone, or a mistyped `-memory` would mean something.
+    /// `-p80` is `-p 80`. What lacks only a dash to be an option is a slip: `-env A=1`.
+    fn attached<'w>(&self, word: &'w str) -> Option<(&'a FlagInfo<'static>, &'w str)> {
+        let node = self.node;
+        let letter = word.chars().nth(1).filter(|letter| *letter != '-')?;
+        let (short, value) = word.split_at(1 + letter.len_utf8());
+        let flag = find_flag(node, short).filter(|flag| takes_value(flag))?;
+        let name = word.split_once('=').map_or(word, |(name, _)| name);
+        let slip = find_flag(node, &format!("-{name}")).is_some();
+        (!slip && !value.is_empty()).then_some((flag, value))
+    }
+
+    /// `-it` is `-i -t`: letters may be joined where each is a switch. None with a value is
+    /// among them: it begins with its own dash.
     fn joined_switches(&self, word: &str) -> Result<Vec<&'a FlagInfo<'static>>, Failure> {
         let node = self.node;
         let switch = |letter: char| {
@@ -345,7 +381,8 @@ impl<'a> Walk<'a> {
         let mut flags = self.node.flags.iter().filter(|flag| !flag.hidden);
         let letters: Vec<char> = name.trim_start_matches('-').chars().collect();
         // `-tx`: not all are switches; offer the first one that exists.
-        let joined = !name.starts_with("--") && letters.len() <= 3;
+        let slip = find_flag(self.node, &format!("-{name}")).is_some();
+        let joined = !name.starts_with("--") && letters.len() <= 3 && !slip;
         let short = joined.then(|| {
             let known = |letter: &char| flags.clone().any(|flag| flag.short == Some(*letter));
             letters.iter().find(|l| known(l)).map(|l| format!("-{l}"))
@@ -487,6 +524,50 @@ mod tests {
         assert!(refusal("vm exec -ie A=1 dev ls").contains("no option `-ie`"));
         assert!(refusal("vm exec -it=1 dev ls").contains("no option `-it=1`"));
         assert!(refusal("vm exec -ih dev ls").contains("no option `-ih`"));
+    }
+
+    #[test]
+    fn value_may_be_attached_to_a_letter() {
+        for (line, read) in [
+            ("vm run -p8080:80 .", "vm run --publish 8080:80 ."),
+            ("vm run -eA=1 -w/tmp", "vm run --env A=1 --workdir /tmp"),
+            (
+                "vm workspace export dev -oa.patch",
+                "vm workspace export dev --output a.patch",
+            ),
+        ] {
+            assert_eq!(words(line).0, read);
+        }
+        let (before, guest) = words("vm exec -eA=1 dev ls");
+        assert_eq!(
+            (before.as_str(), guest.unwrap().as_str()),
+            ("vm exec --env A=1 dev", "ls")
+        );
+        assert_eq!(typed("vm run -ph -h").unwrap(), typed("vm run -h").unwrap());
+        assert!(refusal("vm run -namex").contains("no option `-namex`"));
+        assert!(refusal("vm run -env A=1").contains("`--env`"));
+    }
+
+    #[test]
+    fn command_of_sandboxes_without_vm_is_answered_with_it() {
+        for (line, whole) in [
+            ("run .", "`banger vm run`"),
+            ("exec dev ls", "`banger vm exec`"),
+            ("ls", "`banger vm list`"),
+            ("ps", "`banger vm list`"),
+            ("rm dev", "`banger vm delete`"),
+            ("config list", "`banger config show`"),
+            ("config ls", "`banger config show`"),
+        ] {
+            assert!(refusal(line).contains(whole), "{line}: {}", refusal(line));
+        }
+    }
+
+    #[test]
+    fn help_after_a_group_is_that_of_the_group() {
+        assert_eq!(typed("vm help").unwrap(), Typed::Help(vec!["vm".into()]));
+        let run = Typed::Help(vec!["vm".into(), "run".into()]);
+        assert_eq!(typed("vm help run").unwrap(), run);
     }
 
     #[test]
