@@ -338,6 +338,8 @@ fn a_wrong_configuration_is_refused_with_file_line_and_nearest_key() {
     let said = refused(&banger, &["vm", "create"], 2);
     assert!(said.contains("line 3"), "{said}");
     refused(&banger, &["vm", "run", "--rm", "--", "true"], 2);
+    refused(&banger, &["vm", "exec", "dev", "--", "true"], 2);
+    refused(&banger, &["vm", "shell", "dev"], 2);
 }
 
 #[test]
