@@ -7,9 +7,10 @@
 //!  Opened -> KillHelpers, FindVmms -> Recovered -> (requests) -> Shutdown -> Exit
 //! ```
 //!
-//! Reading order: this file, [`wishes`] (what is asked of a VM), [`work`] (operations
-//! under way), [`create`], [`sizes`], [`ports`], [`pulls`], [`recover`], [`resolve`], [`queries`].
+//! Reading order: this file, [`wishes`] (what is asked of a VM), [`begin`] and
+//! [`work`] (operations), [`create`], [`sizes`], [`ports`], [`pulls`], [`recover`], [`resolve`], [`queries`].
 
+mod begin;
 mod create;
 mod ports;
 mod pulls;
