@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::io::Result;
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType, acceptfrom_with};
 
 /// The host's context id, seen from a guest.
 pub const HOST_CID: u32 = 2;
@@ -74,6 +74,29 @@ pub fn listen(port: u32, backlog: i32) -> Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Takes a connection, with the context id of whoever dialled: the kernel's word, not the
+/// peer's. `None` where it is no vsock connection.
+///
+/// # Errors
+/// As `accept4(2)`.
+pub fn accept(listener: &OwnedFd) -> Result<(OwnedFd, Option<u32>)> {
+    let (socket, peer) = acceptfrom_with(listener, SocketFlags::CLOEXEC)?;
+    Ok((socket, peer.as_ref().and_then(context_of)))
+}
+
+fn context_of(peer: &SocketAddrAny) -> Option<u32> {
+    let is_ours = peer.address_family() == AddressFamily::VSOCK
+        && peer.addr_len() as usize >= size_of::<VsockAddress>();
+    if !is_ours {
+        return None;
+    }
+    let address = peer.as_ptr().cast::<VsockAddress>();
+    // SAFETY: the address has at least the length of a `sockaddr_vm`, as just seen, any
+    // bytes are one, and it lives as long as `peer`; its storage may be aligned less.
+    let address = unsafe { address.read_unaligned() };
+    Some(address.cid)
+}
+
 fn stream_socket() -> Result<OwnedFd> {
     rustix::net::socket_with(
         AddressFamily::VSOCK,
@@ -86,6 +109,22 @@ fn stream_socket() -> Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::net::SocketAddrV4;
+
+    /// As the kernel would give it.
+    fn any(address: &impl SocketAddrArg) -> SocketAddrAny {
+        address.as_any()
+    }
+
+    #[test]
+    fn peer_is_told_by_its_context_and_another_family_has_none() {
+        let host = any(&VsockAddress::new(HOST_CID, 9999));
+        assert_eq!(context_of(&host), Some(HOST_CID));
+        let inner = any(&VsockAddress::new(1, 9999));
+        assert_eq!(context_of(&inner), Some(1));
+        let other = any(&SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 2));
+        assert_eq!(context_of(&other), None);
+    }
 
     #[test]
     fn the_address_has_the_kernels_layout() {
