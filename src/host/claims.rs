@@ -15,9 +15,9 @@
 //! Which interfaces are switched on, and when, is decided in [`super::forwarding`].
 
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -26,6 +26,8 @@ use crate::sys::net_namespace;
 
 /// Where they are kept.
 pub const FOLDER: &str = "/run/banger-forwarding";
+/// Beside the folders of claims.
+const LOCK: &str = ".lock";
 
 /// The claims in the network namespace of the thread that looks them up.
 #[derive(Debug)]
@@ -57,9 +59,15 @@ impl Claims {
 
     /// Waits for other installations that change something.
     pub fn lock(&self) -> io::Result<Lock> {
-        // The root is never removed: a lock on a folder without a name excludes nobody.
         create(&self.root)?;
-        let held = File::open(&self.root)?;
+        // Never removed: a lock on a file without a name excludes nobody. Whoever can open
+        // a file can lock it for as long as he likes, so nobody but root can.
+        let held = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(self.root.join(LOCK))?;
         flock(&held, FlockOperation::LockExclusive)?;
         Ok(Lock { _held: held })
     }
@@ -148,7 +156,8 @@ mod tests {
         }
         assert_eq!(claims.all_for("a").unwrap(), [7]);
         claims.remove(&lock, 7, "a").unwrap();
-        assert_eq!(names(root.path()).unwrap(), BTreeSet::new());
+        let left = names(root.path()).unwrap();
+        assert_eq!(left, BTreeSet::from([LOCK.to_owned()]));
     }
 
     #[test]
@@ -160,11 +169,12 @@ mod tests {
     }
 
     #[test]
-    fn a_second_one_waits_for_the_lock() {
+    fn a_second_one_waits_for_the_lock_which_nobody_else_can_hold() {
         let root = tempfile::tempdir().unwrap();
         let claims = Claims::below(root.path()).unwrap();
         let lock = claims.lock().unwrap();
-        let other = File::open(root.path()).unwrap();
+        let other = File::open(root.path().join(LOCK)).unwrap();
+        assert_eq!(other.metadata().unwrap().mode() & 0o777, 0o600);
         let now = FlockOperation::NonBlockingLockExclusive;
         assert!(flock(&other, now).is_err());
         drop(lock);
