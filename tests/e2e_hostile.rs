@@ -93,17 +93,105 @@ listen($l, 8) or die "listen: $!";
 while (accept($c, $l)) { sysread $c, $asked, 65536; $a = shift @answers; push @answers, $a; syswrite $c, $a; close $c }
 "##;
 
-/// In the guest: calls the host's port with garbage; must be cut off each time.
+/// In the guest: calls the host's port and says what came of it, each outcome once. The
+/// arguments: how many times, then what to send.
 const CALLER: &str = r#"
-for $bytes ("\x01\xff\xff\xff\xff", "\x77\0\0\0\0", "\x01\0\0\0\4xxxx") {
-    socket($s, 40, 1, 0) or die "socket: $!";
-    connect($s, pack("SSLLCx3", 40, 0, 1023, 2, 0)) or die "connect: $!";
-    syswrite $s, $bytes;
-    $got = sysread $s, $rest, 100;
-    print "cut off\n" unless $got;
-    close $s;
+($times, @calls) = @ARGV;
+for (1 .. $times) {
+    for $call (@calls) {
+        socket($s, 40, 1, 0) or die "socket: $!";
+        if (!connect($s, pack("SSLLCx3", 40, 0, 1023, 2, 0))) { $seen{"refused"} = 1; next }
+        syswrite $s, "\x01" . pack("N", length $call) . $call;
+        $got = sysread $s, $answer, 65536;
+        $seen{$got ? "answered: $answer" : "cut off"} = 1;
+        close $s;
+    }
 }
+print join("; ", sort keys %seen);
 "#;
+
+/// What a guest may say on its way up, and what none would.
+const CALLS: [&str; 4] = [
+    r#"{"say":"hello","version":1,"kernel_release":"6.1"}"#,
+    r#"{"say":"ready","version":1,"token":"","init":"mine","phases":[],"warnings":[]}"#,
+    r#"{"say":"failed","token":null,"what":"a lie"}"#,
+    "{\"say\":\"A\u{1b}[2JA",
+];
+
+/// Calls the host from a process of the guest that may do nothing there.
+fn call_as_nobody(banger: &Banger, vm: &str, times: &str, calls: &[&str]) -> String {
+    let drop = "$< = $> = 65534; exec @ARGV";
+    let command = ["perl", "-e", drop, "perl", "-e", CALLER, times];
+    banger.exec(vm, &[&command, calls].concat())
+}
+
+#[test]
+fn process_of_a_running_guest_is_heard_by_nobody_on_the_host() {
+    let banger = Banger::with_images(&[IMAGE]);
+    let run = ["vm", "run", "-d", "--name", "a", "--image", IMAGE];
+    banger.ok(&[&run[..], &["--env", "SECRET=hunter2"]].concat());
+    let boot = banger.json(&["vm", "show", "a"])["boot_phases"].clone();
+    let log = banger.state().join("bangerd.log");
+    let logged = || std::fs::metadata(&log).expect("a daemon logs").len();
+
+    let before = logged();
+    // The kernel of a guest takes 2 s to see that nobody listens.
+    assert_eq!(call_as_nobody(&banger, "a", "3", &CALLS), "refused");
+    // Two lines for the command that carried them, whatever they said.
+    let grown = logged() - before;
+    assert!(grown < 4096, "{grown} bytes for calls that nobody heard");
+
+    // The daemon that takes the VM over has nothing to give it either.
+    banger.kill_daemon();
+    banger.ok(&["vm", "list"]);
+    assert_eq!(call_as_nobody(&banger, "a", "1", &CALLS), "refused");
+    assert_eq!(banger.json(&["vm", "show", "a"])["boot_phases"], boot);
+
+    // Its agent is kept running, and has nobody to tell so.
+    banger.run(&in_shell("a", "pkill -KILL -f banger-vsock-agent"));
+    ask_until(
+        || {
+            banger
+                .run(&["vm", "exec", "a", "--", "echo", "again"])
+                .text()
+        },
+        |said| said == "again\n",
+    );
+    // A start is another run: its guest is configured anew.
+    banger.ok(&["vm", "restart", "a"]);
+    assert_eq!(banger.exec("a", &["printenv", "SECRET"]), "hunter2");
+}
+
+/// In the guest: asks the agent for a command through the guest's own loopback, as the
+/// host would, and says what came back.
+const LOOPBACK: &str = r#"
+socket($s, 40, 1, 0) or die "socket: $!";
+connect($s, pack("SSLLCx3", 40, 0, 1024, 1, 0)) or die "connect: $!";
+$call = '{"version":1,"host_time_ns":0,"request":{"do":"exec","argv":["id","-u"],"env":[],"workdir":null,"terminal":null}}';
+syswrite $s, "\x01" . pack("N", length $call) . $call;
+$got = sysread $s, $answer, 65536;
+print $got ? "answered: $answer" : "cut off";
+"#;
+
+/// In the guest, which has no modprobe: loads the loopback. finit_module is 313
+/// (asm/unistd_64.h).
+const LOAD_LOOPBACK: &str = r#"
+($p) = glob "/lib/modules/*/kernel/net/vmw_vsock/vsock_loopback.ko";
+open F, "<", $p or die "$p: $!";
+$o = "";
+syscall(313, fileno(F), $o, 0) == 0 or die "load $p: $!";
+"#;
+
+#[test]
+fn agent_takes_no_orders_from_a_process_of_its_own_guest() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.boot("a");
+    banger.exec("a", &["perl", "-e", LOAD_LOOPBACK]);
+    let drop = "$< = $> = 65534; exec @ARGV";
+    let command = ["perl", "-e", drop, "perl", "-e", LOOPBACK];
+    assert_eq!(banger.exec("a", &command), "cut off");
+    assert_eq!(banger.exec("a", &["id", "-u"]), "0");
+}
 
 #[test]
 fn guest_with_an_agent_of_its_own_harms_nobody_else() {
@@ -112,10 +200,6 @@ fn guest_with_an_agent_of_its_own_harms_nobody_else() {
     banger.boot("good");
     let daemon = banger.daemon();
 
-    assert_eq!(
-        banger.exec("evil", &["perl", "-e", CALLER]),
-        "cut off\ncut off\ncut off"
-    );
     let replace = "cat > /tmp/impostor && chmod +x /tmp/impostor \
         && mount --bind /tmp/impostor /run/banger/agent \
         && pkill -KILL -f banger-vsock-agent";
