@@ -4,7 +4,9 @@
 mod support;
 
 use std::path::Path;
+use std::process::{Child, Command};
 
+use rustix::process::{Pid, WaitOptions, getpid, set_child_subreaper, waitpid};
 use support::census::Census;
 use support::events::{ask_until, kill_and_wait, wait_for_folder};
 use support::running::Running;
@@ -349,4 +351,65 @@ fn end_of_a_banger_whose_daemon_was_killed_leaves_no_tap() {
     assert_eq!(before.changes(&taps()).len(), 1);
     banger.end();
     assert_eq!(before.changes(&taps()), [""; 0]);
+}
+
+/// Most processes that are made to get one of a given id: others may be quicker.
+const ATTEMPTS: usize = 500;
+
+/// A process of somebody else's, killed when it is dropped.
+struct Stranger(Child);
+
+impl Stranger {
+    fn begin() -> Stranger {
+        let child = Command::new("sleep").arg("1000").spawn();
+        Stranger(child.expect("sleep is installed"))
+    }
+
+    /// One with this id, which must be free; `None` where this host does not let us choose
+    /// (`/proc/sys/kernel/ns_last_pid`).
+    fn with_id(pid: u32) -> Option<Stranger> {
+        let before = (pid - 1).to_string();
+        let attempt = || {
+            std::fs::write("/proc/sys/kernel/ns_last_pid", &before).ok()?;
+            Some(Stranger::begin())
+        };
+        let mut attempts = std::iter::from_fn(attempt).take(ATTEMPTS);
+        attempts.find(|stranger| stranger.0.id() == pid)
+    }
+
+    fn lives(&mut self) -> bool {
+        let end = self.0.try_wait().expect("a child of ours can be looked at");
+        end.is_none()
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        self.0.kill().expect("a child of ours can be killed");
+        self.0.wait().expect("a child of ours can be reaped");
+    }
+}
+
+#[test]
+fn stranger_with_the_process_id_of_a_dead_vmm_is_neither_adopted_nor_killed() {
+    // What loses its parent becomes ours, so that its id is free when we say so.
+    set_child_subreaper(Some(getpid())).expect("every process may be one");
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.boot("a");
+    let pid = banger.json(&["vm", "show", "a"])["pid"].as_u64();
+    let pid = u32::try_from(pid.expect("a running VM has a VMM")).expect("an id of a process");
+    banger.kill_daemon();
+    kill_and_wait(pid);
+    let vmm = Pid::from_raw(pid.cast_signed());
+    waitpid(vmm, WaitOptions::empty()).expect("its parent is dead");
+    set_child_subreaper(None).expect("every process may cease to be one");
+    let Some(mut stranger) = Stranger::with_id(pid) else {
+        let name = "stranger_with_the_process_id_of_a_dead_vmm_is_neither_adopted_nor_killed";
+        return support::skip(name, "no process gets a chosen id");
+    };
+
+    assert_eq!(rest(&banger), ["stopped"]);
+    banger.ok(&["vm", "delete", "a"]);
+
+    assert!(stranger.lives());
 }
