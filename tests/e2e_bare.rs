@@ -6,12 +6,16 @@ mod support;
 use support::census::Census;
 use support::{Banger, binary, image};
 
-/// A state with the image `bare`: `/bin/x`, the binary under test, which is static.
+/// A state with the image `bare`: the binary under test, which is static, as `/bin/x` and
+/// as `/root/tools/x`.
 fn with_bare_image() -> Banger {
     let banger = Banger::with_images(&["debian-minimal"]);
     let tree = banger.home().join("tree");
     std::fs::create_dir_all(tree.join("bin")).expect("a fresh home takes a folder");
-    std::fs::copy(binary(), tree.join("bin/x")).expect("the binary can be copied");
+    std::fs::create_dir_all(tree.join("root/tools")).expect("and another");
+    for place in ["bin/x", "root/tools/x"] {
+        std::fs::copy(binary(), tree.join(place)).expect("the binary can be copied");
+    }
     image::add(&banger, "bare", &tree);
     banger
 }
@@ -45,4 +49,18 @@ fn image_of_one_static_program_boots_runs_it_stops_and_leaves_nothing() {
     banger.ok(&["vm", "stop", "a"]);
     banger.ok(&["vm", "delete", "a"]);
     assert_eq!(before.changes(&Census::take(&banger)), [""; 0]);
+}
+
+#[test]
+fn what_an_image_has_in_root_is_on_the_work_disk_and_stays_there() {
+    let banger = with_bare_image();
+    banger.ok(&["vm", "run", "-d", "--name", "a", "--image", "bare"]);
+    let version = banger.ok(&["--version"]);
+    let view = banger.json(&["vm", "show", "a"]);
+    assert_eq!(view["warnings"].as_array().map(Vec::len), Some(0), "{view}");
+    assert_eq!(banger.exec("a", &["/root/tools/x", "--version"]), version);
+    banger.ok(&["vm", "stop", "a"]);
+    banger.ok(&["vm", "reset", "a"]);
+    banger.ok(&["vm", "start", "a"]);
+    assert_eq!(banger.exec("a", &["/root/tools/x", "--version"]), version);
 }

@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use support::census::Census;
 use support::events::{ask_until, kill_and_wait};
 use support::{Banger, DEADLINE, in_shell};
@@ -121,4 +123,22 @@ fn guest_that_powers_off_is_stopped() {
     // The agent is process 1 here: SIGTERM is its order to power off.
     banger.run(&in_shell("a", "kill -TERM 1"));
     ask_until(|| banger.phase("a"), |phase| phase == "stopped");
+}
+
+#[test]
+fn guest_whose_clock_is_wrong_has_the_hosts_at_the_next_command() {
+    let banger = Banger::with_images(&[IMAGE]);
+    banger.boot("a");
+    let now = || {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        since.expect("the host's clock is right").as_secs()
+    };
+    // As after a pause or a laptop's sleep, but years.
+    let set = ["sh", "-c", "date -s @1000000000 >/dev/null; date +%s"];
+    assert!(banger.exec("a", &set).starts_with("100000000"));
+
+    let before = now();
+    let seen: u64 = banger.exec("a", &["date", "+%s"]).parse().unwrap();
+    // It is off by 100 ms at most: the second may be another one.
+    assert!((before - 1..=now() + 1).contains(&seen), "{before}: {seen}");
 }

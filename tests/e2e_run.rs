@@ -43,6 +43,12 @@ fn run_rm_with_a_failing_command_gives_its_status_and_leaves_nothing() {
         "vm", "run", "--rm", "--image", IMAGE, "--", "sh", "-c", "exit 42",
     ]);
     assert_eq!(ran.code(), Some(42), "{ran:?}");
+    // A VM that goes with its command is not said to run on.
+    let said = ran.error();
+    assert!(
+        !said.contains("running") && !said.contains("runs"),
+        "{said}"
+    );
     assert_eq!(banger.ok(&["vm", "list", "--quiet"]), "");
 }
 

@@ -134,6 +134,20 @@ mod tests {
         }
     }
 
+    /// Half a second of a boot, for a keyboard that no guest has.
+    #[test]
+    fn no_guest_looks_for_a_keyboard() {
+        for kind in VmmKind::ALL {
+            let line = kernel_command_line(*kind, &disks(), None);
+            let words: Vec<&str> = line.split(' ').collect();
+            for word in ["i8042.noaux", "i8042.nomux", "i8042.dumbkbd"] {
+                assert!(words.contains(&word), "{word}: {line}");
+            }
+            let pnp = words.contains(&"i8042.nopnp");
+            assert_eq!(pnp, *kind == VmmKind::Firecracker, "{line}");
+        }
+    }
+
     #[test]
     fn every_kind_names_the_disks_and_stays_under_the_kernels_limit() {
         for kind in VmmKind::ALL {
