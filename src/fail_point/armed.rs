@@ -11,7 +11,8 @@
 //!
 //! `#N` is the n-th time since FILE was written. Actions: `exit` (SIGKILL to ourselves),
 //! `ebusy`, `enospc` (the place fails so), `hang` (until FILE.go exists). With `always`
-//! the file stays, and it happens until the test removes it.
+//! the file stays, and it happens until the test removes it. Words behind that mean nothing:
+//! they make a line another one than the same before it.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};

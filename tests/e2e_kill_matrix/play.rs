@@ -21,13 +21,14 @@ pub fn matrix(operation: Operation) {
     if !is_root() {
         return skip(&test, "taps, mounts and control groups need root");
     }
-    let Some(mut lab) = Lab::new(operation) else {
+    let Some(lab) = Lab::new(operation) else {
         return skip(
             &test,
             "BANGER_FAIL_POINTS_BIN names no program with fail-points",
         );
     };
     let places = places(&lab, operation);
+    let mut lab = Some(lab);
     let all = std::env::var("BANGER_KILL_MATRIX").is_ok_and(|which| which == "all");
     let mut table = Table::new(operation);
     let faults = Fault::of(operation);
@@ -122,8 +123,10 @@ fn places(lab: &Lab, operation: Operation) -> Vec<String> {
     places
 }
 
-/// Plays a cell; after a failure the next one gets a fresh lab.
-fn cell(lab: &mut Lab, operation: Operation, place: &str, fault: Fault) -> Verdict {
+/// Plays a cell; after a failure the next one gets a fresh lab, once the old one has gone
+/// with its network: nothing of it may be in what the new one compares with.
+fn cell(held: &mut Option<Lab>, operation: Operation, place: &str, fault: Fault) -> Verdict {
+    let lab = held.as_ref().expect("there is one between cells");
     let played = catch_unwind(AssertUnwindSafe(|| {
         prepare(lab, operation);
         let verdict = match operation {
@@ -136,19 +139,23 @@ fn cell(lab: &mut Lab, operation: Operation, place: &str, fault: Fault) -> Verdi
         let text = panic.downcast_ref::<String>().cloned();
         Verdict::Fail(text.unwrap_or_else(|| "a panic without words".to_owned()))
     });
-    if fault == Fault::Gone(Object::Tables) {
-        // They are made again by the next start; what is compared with has them.
-        *lab = Lab::new(operation).expect("there was one before");
-    }
     if let Verdict::Fail(why) = &verdict {
-        let log = std::fs::read_to_string(lab.banger.state().join("bangerd.log"));
-        let log = log.unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
         println!("FAIL {place} {}: {why}", fault.word());
-        println!("{}", lines[lines.len().saturating_sub(60)..].join("\n"));
-        *lab = Lab::new(operation).expect("there was one before");
+        println!("{}", end_of_log(lab));
+    }
+    // Tables are made again by the next start; what is compared with has them.
+    if fault == Fault::Gone(Object::Tables) || matches!(verdict, Verdict::Fail(_)) {
+        drop(held.take());
+        *held = Lab::new(operation);
     }
     verdict
+}
+
+fn end_of_log(lab: &Lab) -> String {
+    let log = std::fs::read_to_string(lab.banger.state().join("bangerd.log"));
+    let log = log.unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(60)..].join("\n")
 }
 
 fn prepare(lab: &Lab, operation: Operation) {
@@ -160,8 +167,8 @@ fn interrupt(lab: &Lab, operation: Operation, place: &str, fault: Fault) -> Verd
     lab.point.arm(&format!("{place} {}", fault.action()));
     let client = lab.banger.start(&operation.command());
     if !lab.point.wait_or_end(client.pid()) {
-        client.finish(COMMAND_DEADLINE);
-        return Verdict::Fail("the place was not reached".to_owned());
+        let ended = client.finish(COMMAND_DEADLINE);
+        return Verdict::Fail(format!("the place was not reached: {ended:?}"));
     }
     let mut there = true;
     if fault.action() == "hang" {
@@ -196,7 +203,14 @@ fn retry(lab: &Lab, operation: Operation, fault: Fault) -> Verdict {
     let again = view["retry"].as_str().unwrap_or("stop");
     let ran = lab.banger.run(&["vm", again, VM]);
     if ran.code() != Some(0) {
-        return Verdict::Fail(format!("it stays stuck: {}", ran.error()));
+        return match fault {
+            // With it went the user's work disk, which nothing brings back: the other
+            // command that is named takes away what is left.
+            Fault::Gone(Object::Folder) if ran.error().contains("banger vm delete") => {
+                Verdict::Stuck(Box::new(Verdict::Lost))
+            }
+            _ => Verdict::Fail(format!("it stays stuck: {}", ran.error())),
+        };
     }
     match judge(lab, operation, fault) {
         verdict @ (Verdict::AsBefore | Verdict::Done) => Verdict::Stuck(Box::new(verdict)),

@@ -21,6 +21,8 @@ pub enum Verdict {
     Again,
     /// The same, by a restart of the VM.
     Restarted,
+    /// It cannot be brought back and says so; deleted, nothing of it is left.
+    Lost,
     /// There is nothing to do the fault to at this boundary.
     NotThere,
     /// What was left, or how it went wrong.
@@ -34,6 +36,7 @@ impl fmt::Display for Verdict {
             Verdict::Done => f.write_str("done"),
             Verdict::Adopted => f.write_str("adopted"),
             Verdict::Stuck(later) => write!(f, "stuck, then {later}"),
+            Verdict::Lost => f.write_str("deleted"),
             Verdict::Again => f.write_str("again, then done"),
             Verdict::Restarted => f.write_str("restarted, then done"),
             Verdict::NotThere => f.write_str("·"),

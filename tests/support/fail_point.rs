@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::events::{wait_for_file_or_end, wait_for_folder};
 
@@ -32,6 +33,9 @@ impl FailPoint {
 
     /// From now on: `PLACE[#N] ACTION [always]`.
     pub fn arm(&self, line: &str) {
+        // A daemon counts by what it reads: the same line again is to be another.
+        static ARMED: AtomicU32 = AtomicU32::new(0);
+        let line = format!("{line} {}", ARMED.fetch_add(1, Ordering::Relaxed));
         self.clear();
         // Written aside: the daemon may look at any time.
         let aside = self.beside("aside");
