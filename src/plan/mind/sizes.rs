@@ -18,7 +18,7 @@ use crate::plan::check::{check_sizes, check_target};
 use crate::plan::make;
 use crate::plan::operation::{Goal, Operation};
 use crate::plan::request::{Changes, Reply};
-use crate::plan::step::{Fault, FaultKind};
+use crate::plan::step::{Fault, FaultKind, StepKind};
 
 use super::Mind;
 use super::say::Waiter;
@@ -90,10 +90,17 @@ impl Mind {
         self.save_phase(id, Phase::Stopping);
     }
 
-    /// A guest without a balloon never had a target, and cannot be given one.
-    pub(super) fn forget_impossible_target(&mut self, id: VmId, fault: &Fault) {
+    /// A guest without a balloon never had a target, and cannot be given one. What is
+    /// missing at another step is a file.
+    pub(super) fn forget_impossible_target(
+        &mut self,
+        id: VmId,
+        fault: &Fault,
+        at: Option<StepKind>,
+    ) {
         let vm = self.vms.get_mut(&id).expect("its operation just ended");
-        if fault.kind == FaultKind::Missing && vm.record.spec.memory_target.take().is_some() {
+        let has_none = fault.kind == FaultKind::Missing && at == Some(StepKind::Adjusted);
+        if has_none && vm.record.spec.memory_target.take().is_some() {
             self.save_row(id);
         }
     }

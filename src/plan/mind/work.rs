@@ -407,7 +407,7 @@ impl Mind {
                 self.reply_all(waiters, &Reply::Failed(failure));
             }
             Goal::Adjust => {
-                self.forget_impossible_target(id, fault);
+                self.forget_impossible_target(id, fault, at);
                 self.reply_all(waiters, &Reply::Failed(failure));
             }
         }

@@ -135,6 +135,16 @@ fn machine_without_a_balloon_keeps_no_target() {
 }
 
 #[test]
+fn disk_that_is_missing_takes_no_target_away() {
+    let mut desk = Desk::new(stocked());
+    desk.ask(1, create("dev", Removal::Keep));
+    desk.fails = Some((Verb::Ensure, StepKind::WorkDisk, FaultKind::Missing));
+    desk.ask(1, target_of(200));
+    assert_eq!(desk.failure().kind, FailureKind::Failed);
+    assert_eq!(last_row(&desk).spec.memory_target, Some(Bytes::mib(200)));
+}
+
+#[test]
 fn vmm_that_ends_and_stop_that_comes_meanwhile_end_an_adjustment_first() {
     for by_stop in [false, true] {
         let mut desk = Desk::new(stocked());
