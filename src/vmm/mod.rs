@@ -20,6 +20,7 @@
 pub mod clock;
 pub mod firecracker;
 pub mod fitness;
+mod guest_memory;
 pub mod halt;
 pub mod initrd;
 mod logs;

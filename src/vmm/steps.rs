@@ -28,6 +28,7 @@ use crate::model::vm::VmmKind;
 use crate::plan::boot_args::HostClock;
 use crate::plan::step::{Fault, FaultKind, LiveSizes, Machine, Presence};
 
+use super::guest_memory;
 use super::initrd::{self, OwnProgram};
 use super::logs::KEEPER_LIMIT;
 use super::machine::Parts;
@@ -213,9 +214,10 @@ impl Vmms {
     ///
     /// The vsock back end is killed as soon as the VMM that it serves, not awaited: both
     /// have the guest's memory mapped, and giving that back is most of what their ends
-    /// take. That it has ended is for its own step to see.
+    /// take ([`guest_memory`]). That it has ended is for its own step to see.
     pub fn absent_vmm(&self, vm: VmId, machine: &Machine) -> Result<(), Fault> {
         let dying = self.vmm_processes(vm)?;
+        let _until_it_has_ended = guest_memory::hold(&dying);
         for process in dying.iter().chain(&self.vsock_processes(vm)?) {
             process
                 .kill()
