@@ -355,12 +355,21 @@ fn without_password(url: &str) -> String {
 }
 
 /// Name and address that the user's commits carry, in the repository at `root` or in
-/// general; `None` when either is unset or there is no git.
+/// general; `None` when either is unset or there is no git. Asked in one process: it is
+/// on the way of every `vm run`.
 pub fn identity(root: Option<&Path>) -> Option<(String, String)> {
     let root = root.unwrap_or(Path::new("/"));
+    let wanted = ["config", "-z", "--get-regexp", r"^user\.(name|email)$"];
+    let output = git::try_run(root, &wanted).ok()?;
+    let entries = String::from_utf8_lossy(&output.stdout);
+    // The last of several has the last word, as for git itself.
     let get = |key: &str| {
-        let output = git::try_run(root, &["config", "--get", key]).ok()?;
-        git::line(&output.stdout)
+        let mut values = entries.split('\0').rev().filter_map(|entry| {
+            let (name, value) = entry.split_once('\n')?;
+            (name == key).then(|| value.trim_end())
+        });
+        let value = values.next()?;
+        (!value.is_empty()).then(|| value.to_owned())
     };
     Some((get("user.name")?, get("user.email")?))
 }
@@ -531,5 +540,26 @@ mod tests {
         for (url, clean) in cases {
             assert_eq!(without_password(url), clean);
         }
+    }
+
+    #[test]
+    fn an_identity_is_what_git_would_commit_with() {
+        let repository = Repository::new();
+        let identity = || super::identity(Some(repository.path()));
+        let ada = |address: &str| Some(("Ada".to_owned(), address.to_owned()));
+        assert_eq!(identity(), ada("ada@example.org"));
+        let add = ["config", "--add", "user.email", "ada@new.example.org"];
+        git::run(repository.path(), &add).unwrap();
+        assert_eq!(
+            identity(),
+            ada("ada@new.example.org"),
+            "the last one counts"
+        );
+        git::run(
+            repository.path(),
+            &["config", "--replace-all", "user.email", ""],
+        )
+        .unwrap();
+        assert_eq!(identity(), None, "an empty one is none");
     }
 }
