@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,7 @@ use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags, chownat, lgetxattr,
     llistxattr, lsetxattr, mknodat, utimensat,
 };
+use rustix::io::Errno;
 
 use super::during;
 use crate::failure::Failure;
@@ -23,6 +24,11 @@ use crate::sys::ext4;
 /// Most bytes of an extended attribute, and of the list of their names
 /// (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
 const XATTR_LIMIT: usize = 64 * 1024;
+/// What they nearly always fit into.
+const XATTR_USUAL: usize = 1024;
+/// Most bytes of a file that is read and written as one piece: `io::copy` has the kernel do
+/// it in ways that a booting guest goes for the first time, which takes longer.
+const SMALL: u64 = 64 * 1024;
 
 /// Copies the folder `from` as `to`, which must not exist.
 ///
@@ -77,7 +83,10 @@ fn content(from: &Path, to: &Path, found: &Metadata) -> io::Result<()> {
             .create_new(true)
             .mode(0o600)
             .open(to)?;
-        io::copy(&mut File::open(from)?, &mut target)?;
+        match found.len() <= SMALL {
+            true => target.write_all(&fs::read(from)?)?,
+            false => drop(io::copy(&mut File::open(from)?, &mut target)?),
+        }
         return begin_writing(&target);
     }
     let node = match () {
@@ -99,7 +108,7 @@ fn content(from: &Path, to: &Path, found: &Metadata) -> io::Result<()> {
 fn begin_writing(target: &File) -> io::Result<()> {
     match ext4::allocate_delayed(target) {
         // Only work disks, which are ext4, depend on it.
-        Err(rustix::io::Errno::NOTTY) => Ok(()),
+        Err(Errno::NOTTY) => Ok(()),
         begun => Ok(begun?),
     }
 }
@@ -127,21 +136,33 @@ fn attributes(from: &Path, to: &Path, found: &Metadata) -> io::Result<()> {
 }
 
 fn extended(from: &Path, to: &Path) -> io::Result<()> {
-    let mut names = vec![0_u8; XATTR_LIMIT];
-    let length = match llistxattr(from, &mut names[..]) {
-        Ok(length) => length,
-        Err(rustix::io::Errno::NOTSUP) => 0,
-        Err(error) => return Err(error.into()),
+    let names = match filled(|buffer| llistxattr(from, buffer)) {
+        Err(Errno::NOTSUP) => return Ok(()),
+        names => names?,
     };
-    for name in names[..length]
+    for name in names
         .split(|byte| *byte == 0)
         .filter(|name| !name.is_empty())
     {
-        let mut value = vec![0_u8; XATTR_LIMIT];
-        let length = lgetxattr(from, name, &mut value[..])?;
-        lsetxattr(to, name, &value[..length], XattrFlags::empty())?;
+        let value = filled(|buffer| lgetxattr(from, name, buffer))?;
+        lsetxattr(to, name, &value, XattrFlags::empty())?;
     }
     Ok(())
+}
+
+/// What a call fills in: into a short buffer, or else the longest, which the kernel and we
+/// would have to clear for each file.
+fn filled(call: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
+    let into = |size: usize| {
+        let mut buffer = vec![0_u8; size];
+        let length = call(&mut buffer)?;
+        buffer.truncate(length);
+        Ok(buffer)
+    };
+    match into(XATTR_USUAL) {
+        Err(Errno::RANGE) => into(XATTR_LIMIT),
+        filled => filled,
+    }
 }
 
 #[cfg(test)]
@@ -158,6 +179,8 @@ mod tests {
         fs::write(from.join("sub/file"), "text").unwrap();
         fs::set_permissions(from.join("sub/file"), fs::Permissions::from_mode(0o4751)).unwrap();
         fs::hard_link(from.join("sub/file"), from.join("second")).unwrap();
+        let large = vec![7; SMALL as usize + 1];
+        fs::write(from.join("large"), &large).unwrap();
         symlink("/nowhere", from.join("link")).unwrap();
         mknodat(
             CWD,
@@ -167,13 +190,10 @@ mod tests {
             0,
         )
         .unwrap();
-        lsetxattr(
-            from.join("sub/file"),
-            "user.note",
-            b"kept",
-            XattrFlags::empty(),
-        )
-        .unwrap();
+        let long = [b'x'; 2 * XATTR_USUAL];
+        for (name, value) in [("user.note", &b"kept"[..]), ("user.long", &long)] {
+            lsetxattr(from.join("sub/file"), name, value, XattrFlags::empty()).unwrap();
+        }
         fs::set_permissions(&from, fs::Permissions::from_mode(0o700)).unwrap();
 
         tree(&from, &to).unwrap();
@@ -193,8 +213,11 @@ mod tests {
         );
         assert!(fs::metadata(to.join("fifo")).unwrap().file_type().is_fifo());
         assert_eq!(fs::metadata(&to).unwrap().mode() & 0o7777, 0o700);
-        let mut value = [0_u8; 16];
+        assert_eq!(fs::read(to.join("large")).unwrap(), large);
+        let mut value = [0_u8; XATTR_LIMIT];
         let length = lgetxattr(to.join("sub/file"), "user.note", &mut value[..]).unwrap();
         assert_eq!(&value[..length], b"kept");
+        let length = lgetxattr(to.join("sub/file"), "user.long", &mut value[..]).unwrap();
+        assert_eq!(value[..length], long);
     }
 }
