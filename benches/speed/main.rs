@@ -66,18 +66,21 @@ fn own_share() {
 /// `vm run --rm -- true` against the bare VMM, taken in turns.
 fn start(banger: &Banger) {
     let bare = Bare::of(banger);
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let (mut ours, mut theirs, mut modules) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         ours.push(time(|| {
             banger.ok(&["vm", "run", "--rm", "--image", IMAGE, "--", "true"]);
         }));
-        theirs.push(bare.time_to_init());
+        theirs.push(bare.time_to_call());
+        modules.push(bare::time_in_init(banger));
     }
     let (ours, theirs) = (Times::of(ours), Times::of(theirs));
+    let modules = Times::of(modules);
     row("vm run --rm -- true", &ours);
     row("bare VMM to the guest's call", &theirs);
-    let to_init = theirs.median.saturating_sub(bare.in_init);
-    let name = "  of it to /init";
+    row("  of it /init, loading modules", &modules);
+    let to_init = theirs.median.saturating_sub(modules.median);
+    let name = "  so to /init";
     println!("{name:<36} {:>9.1} ms", milliseconds(to_init));
     for (name, bare) in [
         ("  ratio to the call", theirs.median),
