@@ -97,10 +97,16 @@ fn other(error: &io::Error) -> AgentFailure {
     }
 }
 
-impl Child {
-    fn new(mut process: Process, terminal: Option<OwnedFd>) -> io::Result<Child> {
-        let group = Pid::from_raw(process.id() as i32).expect("a child has a process id");
-        let (input, outputs) = match &terminal {
+/// Our ends of a command.
+struct Ends {
+    pidfd: OwnedFd,
+    input: Option<OwnedFd>,
+    outputs: Vec<Output>,
+}
+
+impl Ends {
+    fn open(process: &mut Process, pid: Pid, terminal: Option<&OwnedFd>) -> io::Result<Ends> {
+        let (input, outputs) = match terminal {
             Some(master) => (
                 Some(master.try_clone()?),
                 vec![Output {
@@ -108,19 +114,39 @@ impl Child {
                     kind: Kind::Output,
                 }],
             ),
-            None => piped(&mut process),
+            None => piped(process),
         };
         for fd in input.iter().chain(outputs.iter().map(|output| &output.fd)) {
             ioctl_fionbio(fd, true)?;
         }
-        Ok(Child {
-            pidfd: pidfd_open(group, PidfdFlags::empty())?,
-            process,
-            group,
+        Ok(Ends {
+            pidfd: pidfd_open(pid, PidfdFlags::empty())?,
             input,
             outputs,
-            terminal,
         })
+    }
+}
+
+impl Child {
+    /// Takes charge of a command that leads a session of its own. If that fails the command
+    /// is ended: nobody would get what it writes, or learn of its end.
+    fn new(mut process: Process, terminal: Option<OwnedFd>) -> io::Result<Child> {
+        let group = Pid::from_raw(process.id() as i32).expect("a child has a process id");
+        match Ends::open(&mut process, group, terminal.as_ref()) {
+            Ok(ends) => Ok(Child {
+                pidfd: ends.pidfd,
+                process,
+                group,
+                input: ends.input,
+                outputs: ends.outputs,
+                terminal,
+            }),
+            Err(error) => {
+                let _nobody_is_left = kill_process_group(group, Signal::KILL);
+                process.wait()?;
+                Err(error)
+            }
+        }
     }
 
     /// Sends a signal by its number to the command: with a terminal to the group in its
@@ -214,5 +240,27 @@ fn exit_of(status: ExitStatus) -> Exit {
         (Some(code), _) => Exit::Code(code as u8),
         (None, Some(signal)) => Exit::Signal(signal as u8),
         (None, None) => unreachable!("wait without WUNTRACED tells of ends only"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{Mode, OFlags, open};
+    use rustix::process::test_kill_process;
+
+    use super::*;
+
+    #[test]
+    fn a_command_that_cannot_be_taken_charge_of_does_not_run_on() {
+        let mut command = Command::new("sleep");
+        command.arg("600").stdin(Stdio::null());
+        lead_session(&mut command, ControllingTerminal::None);
+        let process = command.spawn().unwrap();
+        let pid = Pid::from_raw(process.id() as i32).unwrap();
+        // No terminal: nothing can be done with what only stands for a path.
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let terminal = open("/dev/null", flags, Mode::empty()).unwrap();
+        assert!(Child::new(process, Some(terminal)).is_err());
+        assert_eq!(test_kill_process(pid), Err(rustix::io::Errno::SRCH));
     }
 }
