@@ -4,12 +4,16 @@
 
 mod support;
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::process::Signal;
 use support::Banger;
 
 const IMAGE: &str = "debian-minimal";
+/// Bytes of a file that takes seconds to copy into a guest.
+const NOISE: u64 = 32 << 20;
 
 /// Runs git as the user who calls banger.
 fn git(banger: &Banger, folder: &Path, arguments: &[&str]) {
@@ -147,4 +151,31 @@ fn a_kept_vm_whose_first_command_cannot_run_is_named() {
     assert!(ran.error().contains("banger vm delete kept"), "{ran:?}");
     assert_eq!(banger.ok(&["vm", "list", "--quiet"]).lines().count(), 1);
     banger.ok(&["vm", "delete", "--force", "kept"]);
+}
+
+#[test]
+fn a_copy_on_its_way_holds_up_neither_stop_nor_delete() {
+    let banger = Banger::with_images(&[IMAGE]);
+    let folder = repository(&banger);
+    // What no packing makes smaller, so that its copy takes seconds.
+    let mut noise = Vec::new();
+    let source = std::fs::File::open("/dev/urandom").unwrap();
+    source.take(NOISE).read_to_end(&mut noise).unwrap();
+    std::fs::write(folder.join("noise"), noise).unwrap();
+    git(&banger, &folder, &["add", "noise"]);
+    let path = folder.to_str().unwrap();
+    let run = [
+        "vm", "run", "--name", "w", "--image", IMAGE, path, "--", "true",
+    ];
+    let copy = banger.start(&run);
+    copy.wait_for_message("copy the workspace");
+    copy.signal(Signal::STOP);
+
+    banger.ok(&["vm", "stop", "w"]);
+    assert_eq!(banger.phase("w"), "stopped");
+    banger.ok(&["vm", "delete", "w"]);
+
+    copy.signal(Signal::CONT);
+    let ran = copy.finish(support::DEADLINE);
+    assert_eq!(ran.code(), Some(125), "{ran:?}");
 }

@@ -134,6 +134,17 @@ impl Running {
         out
     }
 
+    /// Waits until standard error holds this text, and takes nothing.
+    #[track_caller]
+    pub fn wait_for_message(&self, text: &str) {
+        let holds = |seen: &Seen| {
+            let parts = &mut seen.bytes.windows(text.len());
+            parts.any(|part| part == text.as_bytes()) || seen.ended
+        };
+        let in_time = self.stderr.wait(super::DEADLINE, holds);
+        assert!(in_time, "no {text:?} on standard error in time");
+    }
+
     /// Takes what is on standard output once it holds this text, has ended, or the
     /// deadline has passed.
     pub fn output_up_to(&self, text: &str, deadline: Duration) -> String {
