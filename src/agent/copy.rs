@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -26,9 +26,6 @@ use crate::sys::ext4;
 const XATTR_LIMIT: usize = 64 * 1024;
 /// What they nearly always fit into.
 const XATTR_USUAL: usize = 1024;
-/// Most bytes of a file that is read and written as one piece: `io::copy` has the kernel do
-/// it in ways that a booting guest goes for the first time, which takes longer.
-const SMALL: u64 = 64 * 1024;
 
 /// Copies the folder `from` as `to`, which must not exist.
 ///
@@ -83,10 +80,7 @@ fn content(from: &Path, to: &Path, found: &Metadata) -> io::Result<()> {
             .create_new(true)
             .mode(0o600)
             .open(to)?;
-        match found.len() <= SMALL {
-            true => target.write_all(&fs::read(from)?)?,
-            false => drop(io::copy(&mut File::open(from)?, &mut target)?),
-        }
+        io::copy(&mut File::open(from)?, &mut target)?;
         return begin_writing(&target);
     }
     let node = match () {
@@ -179,7 +173,7 @@ mod tests {
         fs::write(from.join("sub/file"), "text").unwrap();
         fs::set_permissions(from.join("sub/file"), fs::Permissions::from_mode(0o4751)).unwrap();
         fs::hard_link(from.join("sub/file"), from.join("second")).unwrap();
-        let large = vec![7; SMALL as usize + 1];
+        let large = vec![7; 100_000];
         fs::write(from.join("large"), &large).unwrap();
         symlink("/nowhere", from.join("link")).unwrap();
         mknodat(
