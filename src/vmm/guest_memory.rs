@@ -12,7 +12,7 @@ use std::thread;
 use crate::host::process::Process;
 
 /// The memory of processes that are about to be killed; freed some time after this is dropped.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Held(Vec<File>);
 
 /// Opens what these processes have of that kind. What cannot be looked into (a process of
