@@ -25,6 +25,13 @@ struct Seen {
     ended: bool,
 }
 
+impl Seen {
+    fn holds(&self, text: &str) -> bool {
+        let mut parts = self.bytes.windows(text.len());
+        parts.any(|part| part == text.as_bytes())
+    }
+}
+
 impl Stream {
     fn read(self: &Arc<Stream>, mut from: impl Read + Send + 'static) {
         let stream = Arc::clone(self);
@@ -137,22 +144,17 @@ impl Running {
     /// Waits until standard error holds this text, and takes nothing.
     #[track_caller]
     pub fn wait_for_message(&self, text: &str) {
-        let holds = |seen: &Seen| {
-            let parts = &mut seen.bytes.windows(text.len());
-            parts.any(|part| part == text.as_bytes()) || seen.ended
-        };
-        let in_time = self.stderr.wait(super::DEADLINE, holds);
-        assert!(in_time, "no {text:?} on standard error in time");
+        self.stderr
+            .wait(super::DEADLINE, |seen| seen.holds(text) || seen.ended);
+        let seen = self.stderr.seen.lock().expect("no reader panics");
+        assert!(seen.holds(text), "no {text:?} on standard error");
     }
 
     /// Takes what is on standard output once it holds this text, has ended, or the
     /// deadline has passed.
     pub fn output_up_to(&self, text: &str, deadline: Duration) -> String {
-        let holds = |seen: &Seen| {
-            let parts = &mut seen.bytes.windows(text.len());
-            parts.any(|part| part == text.as_bytes()) || seen.ended
-        };
-        self.stdout.wait(deadline, holds);
+        self.stdout
+            .wait(deadline, |seen| seen.holds(text) || seen.ended);
         String::from_utf8_lossy(&self.stdout.take()).into_owned()
     }
 
