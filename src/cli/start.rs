@@ -17,7 +17,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use rustix::fs::FlockOperation;
 use rustix::io::FdFlags;
@@ -126,22 +126,28 @@ fn start(layout: &Layout, log: &Path) -> Result<(), Failure> {
     let log_start = log_file.seek(SeekFrom::End(0)).map_err(failed)?;
     let (reader, writer) =
         rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
-    spawn(&log_file, &writer).map_err(failed)?;
+    let mut daemon = spawn(&log_file, &writer).map_err(failed)?;
     drop(writer);
     let mut line = String::new();
     let read = BufReader::new(File::from(reader))
         .take(1 << 20)
         .read_line(&mut line);
     read.map_err(failed)?;
-    match line.trim_end() {
-        READY_LINE => Ok(()),
-        "" => Err(died(&mut log_file, log_start, log)),
-        text => Err(match serde_json::from_str::<WireFailure>(text) {
+    let said = line.trim_end();
+    if said == READY_LINE {
+        return Ok(());
+    }
+    // It is on its way out. Its last line is in the log then, and neither the next command
+    // nor whoever lists the processes meets it.
+    daemon.wait().map_err(failed)?;
+    let failure = match said {
+        "" => died(&mut log_file, log_start, log),
+        text => match serde_json::from_str::<WireFailure>(text) {
             Ok(wire) => wire.into(),
             Err(_) => unreachable(what.to_owned(), &text),
-        }),
-    }
-    .map_err(|failure: Failure| match failure.hint {
+        },
+    };
+    Err(match failure.hint {
         Some(_) => failure,
         None => failure.hint(format!(
             "The log is {}; state is in {}.",
@@ -160,7 +166,7 @@ fn no_log(log: &Path, error: io::Error) -> Failure {
         .hint(way_out)
 }
 
-fn spawn(log: &File, ready: &OwnedFd) -> io::Result<()> {
+fn spawn(log: &File, ready: &OwnedFd) -> io::Result<Child> {
     // Named by its path where it still has one, so that `ps` shows it.
     let program = std::env::current_exe()
         .ok()
@@ -180,7 +186,7 @@ fn spawn(log: &File, ready: &OwnedFd) -> io::Result<()> {
     lead_session(&mut command, ControllingTerminal::None);
     let spawned = command.spawn();
     rustix::io::fcntl_setfd(ready, FdFlags::CLOEXEC)?;
-    spawned.map(drop)
+    spawned
 }
 
 /// The daemon ended without a word on the pipe: what it wrote to its log since then.
