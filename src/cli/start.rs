@@ -19,9 +19,11 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FlockOperation;
-use rustix::io::FdFlags;
+use rustix::io::{FdFlags, retry_on_intr};
 use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{client, render};
 use crate::failure::{Failure, FailureKind};
@@ -139,7 +141,7 @@ fn start(layout: &Layout, log: &Path) -> Result<(), Failure> {
     }
     // It is on its way out. Its last line is in the log then, and neither the next command
     // nor whoever lists the processes meets it.
-    daemon.wait().map_err(failed)?;
+    reap(&mut daemon);
     let failure = match said {
         "" => died(&mut log_file, log_start, log),
         text => match serde_json::from_str::<WireFailure>(text) {
@@ -147,14 +149,32 @@ fn start(layout: &Layout, log: &Path) -> Result<(), Failure> {
             Err(_) => unreachable(what.to_owned(), &text),
         },
     };
-    Err(match failure.hint {
+    Err(with_places(failure, log, layout))
+}
+
+/// Waits for the end of a daemon that could not begin, as long as that may take.
+fn reap(daemon: &mut Child) {
+    let limit = Timespec {
+        tv_sec: 5,
+        tv_nsec: 0,
+    };
+    let pid = i32::try_from(daemon.id()).ok().and_then(Pid::from_raw);
+    let ended = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    if let Some(ended) = ended {
+        let mut polled = [PollFd::new(&ended, PollFlags::IN)];
+        // Late or not, what it said is what the user is told.
+        let _ = retry_on_intr(|| poll(&mut polled, Some(&limit)));
+    }
+    let _ = daemon.try_wait();
+}
+
+/// A failure that has no hint of its own says where to look.
+fn with_places(failure: Failure, log: &Path, layout: &Layout) -> Failure {
+    let (log, state) = (log.display(), layout.state.display());
+    match failure.hint {
         Some(_) => failure,
-        None => failure.hint(format!(
-            "The log is {}; state is in {}.",
-            log.display(),
-            layout.state.display()
-        )),
-    })
+        None => failure.hint(format!("The log is {log}; state is in {state}.")),
+    }
 }
 
 /// The log is the first thing that is written: that its disk takes nothing is seen here.
