@@ -27,6 +27,8 @@ pub mod netlink;
 #[allow(unsafe_code)]
 pub mod session;
 #[allow(unsafe_code)]
+pub mod signals;
+#[allow(unsafe_code)]
 pub mod tsc;
 #[allow(unsafe_code)]
 pub mod tun;

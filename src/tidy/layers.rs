@@ -82,6 +82,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "image::manifest",
             "sys::closed_output",
             "sys::session",
+            "sys::signals",
             "workspace",
         ],
     ),
