@@ -1,6 +1,7 @@
 //! The guest's clock follows the host's, corrected at each call of the host: that
 //! mends it after a pause, a restore or a laptop's sleep.
 
+use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, Timespec, clock_settime};
@@ -31,6 +32,18 @@ pub fn follow(host_time_ns: u64) -> Result<(), Failure> {
         tv_nsec: (host_time_ns % 1_000_000_000) as i64,
     };
     clock_settime(ClockId::Realtime, time).map_err(during("set the clock"))
+}
+
+/// Sets the clock by the machine's own, which goes on while a machine is written down.
+///
+/// # Errors
+/// There is none, or the kernel refuses the time.
+pub fn follow_hardware() -> Result<(), Failure> {
+    const FILE: &str = "/sys/class/rtc/rtc0/since_epoch";
+    let attempt = || during::<String>(format!("read the clock {FILE}"));
+    let text = fs::read_to_string(FILE).map_err(|error| attempt()(error.to_string()))?;
+    let seconds: u64 = (text.trim().parse()).map_err(|_| attempt()(format!("{text:?}")))?;
+    follow(seconds.saturating_mul(1_000_000_000))
 }
 
 /// A host that does not know the time (0) is not followed.

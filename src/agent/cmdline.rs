@@ -6,6 +6,7 @@
 //! | `banger.upper=vdb` | the ext4 disk that takes changes to the root; may be absent |
 //! | `banger.work=vdc` | the ext4 disk that becomes /root; may be absent |
 //! | `banger.modules=vdd` | the ext4 disk that holds the kernel's module tree; may be absent |
+//! | `banger.template` | this machine is to become a template: see `template.rs` |
 //! | `banger.off=poweroff` | how to switch off: `poweroff` (default) or `reboot` (Firecracker) |
 
 use std::fs;
@@ -25,6 +26,8 @@ pub struct Words {
     pub work: Option<String>,
     /// Device name of the disk of kernel modules.
     pub modules: Option<String>,
+    /// Whether this machine stops to be written down, before it sees any device.
+    pub template: bool,
     /// How this machine is switched off.
     pub off: Off,
 }
@@ -50,6 +53,7 @@ fn parse(line: &str) -> Result<Words, Failure> {
             Some(("work", name)) => words.work = Some(device(name)?),
             Some(("modules", name)) => words.modules = Some(device(name)?),
             Some(("off", way)) => words.off = way.parse()?,
+            None if word == "template" => words.template = true,
             _ => {
                 return Err(Failure::failed(format!(
                     "read the kernel command line: banger.{word} means nothing to this agent"
@@ -83,6 +87,8 @@ mod tests {
         assert_eq!(words.work.as_deref(), Some("vdc"));
         assert_eq!(words.modules.as_deref(), Some("vdd"));
         assert_eq!(words.off, Off::Reboot);
+        assert!(!words.template);
+        assert!(parse("banger.base=vda banger.template").unwrap().template);
     }
 
     #[test]
@@ -95,5 +101,6 @@ mod tests {
         assert!(parse("banger.bass=vda").is_err());
         assert!(parse("banger.base=../vda").is_err());
         assert!(parse("banger.off=maybe").is_err());
+        assert!(parse("banger.template=1").is_err());
     }
 }

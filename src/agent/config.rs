@@ -17,11 +17,10 @@ use crate::sys::entropy;
 /// Marks the line of /etc/hosts that is ours.
 const OUR_LINE: &str = "# banger";
 
-/// Applies everything but the network. What fails is noted and the boot goes on: a
+/// Applies everything but the network and the seed. What fails is noted and the boot goes on: a
 /// guest that can be looked into beats one that is off.
 pub fn apply(config: &GuestConfig, journal: &mut Journal) {
     journal.tolerate(clock::follow(config.host_time_ns));
-    journal.tolerate(seed(&config.seed));
     journal.tolerate(hostname(&config.hostname));
     journal.tolerate(machine_id(Path::new("/etc/machine-id"), &config.machine_id));
     for file in &config.files {
@@ -73,11 +72,16 @@ fn guest_file(file: &GuestFile) -> Result<(), Failure> {
     }
 }
 
-fn seed(hexadecimal: &str) -> Result<(), Failure> {
-    if hexadecimal.is_empty() {
-        return Ok(());
-    }
+/// Gives the kernel's random pool its seed. A guest that went on from a template draws the
+/// same numbers as any other of it until then.
+///
+/// # Errors
+/// There is none, or the kernel does not take it.
+pub fn seed(hexadecimal: &str) -> Result<(), Failure> {
     let attempt = "give the kernel's random pool its seed";
+    if hexadecimal.is_empty() {
+        return Err(Failure::failed(attempt).because("the host gave none"));
+    }
     let bytes = decode(hexadecimal)
         .ok_or_else(|| Failure::failed(attempt).because("the seed is not hexadecimal"))?;
     let device = OpenOptions::new()

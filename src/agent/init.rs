@@ -17,10 +17,11 @@ use std::thread;
 use rustix::mount::{MountFlags, mount, mount_bind};
 
 use super::cmdline;
+use super::modules::Modules;
 use super::power::{self, Off};
 use super::record::Journal;
 use super::root::{self, Disks};
-use super::{OUR_RUN, config, console, dial, during, handover, modules, net};
+use super::{OUR_RUN, config, console, dial, during, handover, net, template};
 use crate::failure::Failure;
 use crate::proto::guest::GuestConfig;
 
@@ -61,11 +62,20 @@ fn boot(known: &mut Known) -> Result<Infallible, Failure> {
     mount_kernel_folders()?;
     let words = cmdline::read()?;
     known.off = words.off;
+    let mut modules = Modules::listed()?;
+    if words.template {
+        modules.load_without_devices()?;
+        template::pause(&mut journal)?;
+    }
     let disks = Disks::begin(&words)?;
-    modules::load_all()?;
+    modules.load()?;
     journal.mark("modules");
     let config = with_root_joined(disks, &mut journal)?;
     known.token = Some(config.token.clone());
+    match (config::seed(&config.seed), words.template) {
+        (Err(failure), true) => return Err(failure),
+        (seeded, _) => journal.tolerate(seeded),
+    }
     leave_initrd()?;
     root::switch()?;
     journal.mark("root");

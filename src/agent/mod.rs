@@ -46,6 +46,7 @@ mod record;
 mod root;
 pub mod server;
 pub mod stream;
+mod template;
 mod terminal;
 #[cfg(test)]
 mod trial;

@@ -13,7 +13,7 @@
 use std::borrow::Cow;
 use std::fs;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::system::init_module;
@@ -22,6 +22,9 @@ use super::during;
 use crate::failure::Failure;
 
 const FOLDER: &str = "/modules";
+/// What finds the machine's devices and gives them to their drivers. No other module
+/// needs it.
+const BUS: &str = "virtio_mmio.ko";
 
 /// Below a kernel's module tree: the balloon, and the machine's source of random bytes,
 /// without which the pool has been seeded with what the host sent.
@@ -39,19 +42,50 @@ const SIGNATURE_INFO: usize = 12;
 /// The section of types (Documentation/bpf/btf.rst), its name with what ends it.
 const TYPES: &[u8] = b".BTF\0";
 
-/// Loads every module of the list; no list means that there is nothing to load.
-///
-/// # Errors
-/// A module is missing, or the kernel refuses it.
-pub fn load_all() -> Result<(), Failure> {
-    let folder = Path::new(FOLDER);
-    let list = folder.join("order");
-    let order = match fs::read_to_string(&list) {
-        Ok(order) => order,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(during(format!("read {}", list.display()))(error)),
-    };
-    names(&order).try_for_each(|name| load(&folder.join(name)))
+/// The modules of the list that are not loaded yet, in its order.
+#[derive(Debug)]
+pub struct Modules {
+    left: Vec<PathBuf>,
+}
+
+impl Modules {
+    /// Reads the list; none means that there is nothing to load.
+    ///
+    /// # Errors
+    /// It is there and cannot be read.
+    pub fn listed() -> Result<Modules, Failure> {
+        let folder = Path::new(FOLDER);
+        let list = folder.join("order");
+        let order = match fs::read_to_string(&list) {
+            Ok(order) => order,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(during(format!("read {}", list.display()))(error)),
+        };
+        let left = names(&order).map(|name| folder.join(name)).collect();
+        Ok(Modules { left })
+    }
+
+    /// Loads all but the one that looks for devices ([`BUS`]): the drivers then know of
+    /// none.
+    ///
+    /// # Errors
+    /// A module is missing, or the kernel refuses it.
+    pub fn load_without_devices(&mut self) -> Result<(), Failure> {
+        let (bus, drivers) = std::mem::take(&mut self.left)
+            .into_iter()
+            .partition(|path| path.ends_with(BUS));
+        self.left = bus;
+        let drivers: Vec<PathBuf> = drivers;
+        drivers.iter().try_for_each(|path| load(path))
+    }
+
+    /// Loads what is left.
+    ///
+    /// # Errors
+    /// A module is missing, or the kernel refuses it.
+    pub fn load(self) -> Result<(), Failure> {
+        self.left.iter().try_for_each(|path| load(path))
+    }
 }
 
 /// Loads from the module tree what nobody waits for, once the guest is ready: see

@@ -29,5 +29,6 @@ pub mod image;
 pub mod limits;
 pub mod nearest;
 pub mod net;
+pub mod template;
 pub mod units;
 pub mod vm;

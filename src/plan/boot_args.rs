@@ -19,6 +19,11 @@
 //!   as an unlocked one, by switching address spaces for each: 80 ms of a translated boot,
 //!   for instructions that QEMU translates to the same.
 //! * `random.trust_cpu=on`: nobody waits for entropy.
+//!
+//! A machine that is to become a template (`vmm::template`) has the bus, for the one device
+//! that QEMU cannot put into a machine before it begins, and gives no port of it to a driver
+//! of its own (`pcie_ports=compat`): that one would wait five seconds for somebody to press
+//! the slot's button.
 
 use crate::model::vm::VmmKind;
 
@@ -57,12 +62,22 @@ impl HostClock {
     }
 }
 
-const EVERYWHERE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 rdinit=/init pci=off \
-     i8042.noaux i8042.nomux i8042.dumbkbd cryptomgr.notests random.trust_cpu=on";
+const EVERYWHERE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 rdinit=/init i8042.noaux \
+     i8042.nomux i8042.dumbkbd cryptomgr.notests random.trust_cpu=on";
 
 /// The whole command line. `clock` is needed under [`VmmKind::QemuTcg`] only.
 pub fn kernel_command_line(kind: VmmKind, disks: &GuestDisks, clock: Option<HostClock>) -> String {
-    let mut words = vec![EVERYWHERE.to_owned()];
+    command_line("pci=off", kind, disks, clock)
+}
+
+/// The same for a machine that is to become a template of translated ones.
+pub fn template_command_line(disks: &GuestDisks, clock: Option<HostClock>) -> String {
+    let bus = "pcie_ports=compat banger.template";
+    command_line(bus, VmmKind::QemuTcg, disks, clock)
+}
+
+fn command_line(bus: &str, kind: VmmKind, disks: &GuestDisks, clock: Option<HostClock>) -> String {
+    let mut words = vec![EVERYWHERE.to_owned(), bus.to_owned()];
     match kind {
         VmmKind::Firecracker => words.push("reboot=k i8042.nopnp banger.off=reboot".to_owned()),
         VmmKind::QemuKvm => words.push("reboot=t".to_owned()),
@@ -159,6 +174,16 @@ mod tests {
             );
             assert!(line.len() < 2048 && !line.contains("  "), "{line}");
         }
+    }
+
+    #[test]
+    fn only_a_template_has_the_bus() {
+        let clock = Some(HostClock::of_tsc_khz(2_500_000));
+        let plain = kernel_command_line(VmmKind::QemuTcg, &disks(), clock);
+        let template = template_command_line(&disks(), clock);
+        assert!(plain.contains(" pci=off "), "{plain}");
+        let bus = "pcie_ports=compat banger.template";
+        assert_eq!(template, plain.replace("pci=off", bus));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::os::fd::AsFd;
 
 use rustix::io::Result;
-use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, opcode};
+use rustix::ioctl::{Ioctl, IoctlOutput, NoArg, Opcode, opcode};
 
 /// Most bytes that are given at once.
 pub const MAX_SEED: usize = 256;
@@ -21,6 +21,9 @@ const _: () = assert!(size_of::<PoolInfo>() == 8 + MAX_SEED);
 
 /// `RNDADDENTROPY`: `_IOW('R', 0x03, int [2])`.
 const ADD_ENTROPY: Opcode = opcode::write::<[i32; 2]>(b'R', 0x03);
+
+/// `RNDRESEEDCRNG`: `_IO('R', 0x07)`, Linux 4.14.
+const RESEED: Opcode = opcode::none(b'R', 0x07);
 
 struct AddEntropy(PoolInfo);
 
@@ -45,10 +48,13 @@ unsafe impl Ioctl for AddEntropy {
 }
 
 /// Mixes the seed (at most [`MAX_SEED`] bytes, the rest is ignored) into the kernel's
-/// pool and credits it in full. `device` is /dev/random.
+/// pool, credits it in full, and has whatever is drawn from now on depend on it: without
+/// that, a pool that is full already takes it into account a minute later, and two machines
+/// begun from one template draw the same numbers until then. `device` is /dev/random.
 ///
 /// # Errors
-/// `EPERM` without CAP_SYS_ADMIN.
+/// `EPERM` without CAP_SYS_ADMIN; `ENODATA` if the seed is too short for a pool that has
+/// not been filled before.
 pub fn add(device: impl AsFd, seed: &[u8]) -> Result<()> {
     let length = seed.len().min(MAX_SEED);
     let mut bytes = [0; MAX_SEED];
@@ -60,7 +66,9 @@ pub fn add(device: impl AsFd, seed: &[u8]) -> Result<()> {
     });
     // SAFETY: the opcode belongs to the random device and takes a `rand_pool_info`;
     // any other device refuses it with ENOTTY.
-    unsafe { rustix::ioctl::ioctl(device, request) }
+    unsafe { rustix::ioctl::ioctl(&device, request) }?;
+    // SAFETY: the opcode belongs to the random device as well and takes nothing.
+    unsafe { rustix::ioctl::ioctl(&device, NoArg::<RESEED>::new()) }
 }
 
 #[cfg(test)]
@@ -70,6 +78,7 @@ mod tests {
     #[test]
     fn the_opcode_is_the_kernels() {
         assert_eq!(ADD_ENTROPY, 0x4008_5203);
+        assert_eq!(RESEED, 0x5207);
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub mod mounts;
 pub mod net_namespace;
 pub mod netlink;
 #[allow(unsafe_code)]
+pub mod port;
+#[allow(unsafe_code)]
 pub mod session;
 #[allow(unsafe_code)]
 pub mod signals;
