@@ -44,6 +44,8 @@ pub struct KernelEntry {
     pub suite: String,
     /// What an initrd must load, without what those need.
     pub initrd_modules: Vec<String>,
+    /// What a machine that is to become a template must load besides.
+    pub template_modules: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -74,6 +76,7 @@ struct KernelRow {
     package: String,
     suite: String,
     initrd_modules: Vec<String>,
+    template_modules: Vec<String>,
 }
 
 /// The catalogue of this binary.
@@ -103,6 +106,7 @@ fn parse(images: &str, kernels: &str) -> Result<Catalog, Failure> {
             package: row.package,
             suite: row.suite,
             initrd_modules: row.initrd_modules,
+            template_modules: row.template_modules,
         })
     };
     Ok(Catalog {

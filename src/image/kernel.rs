@@ -5,6 +5,7 @@
 //!      vmlinux               the uncompressed ELF kernel
 //!      modules.ext4          a directory named like the release, with all modules
 //!      initrd-modules/order  one file name per line, in load order
+//!      initrd-modules/template-order  the same for a machine that becomes a template
 //!      initrd-modules/*.ko   those modules, uncompressed
 //!      manifest.json
 //! ```
@@ -21,7 +22,7 @@ use super::ext4::{self, Purpose, Shape};
 use super::job::{Job, at};
 use super::lock::Pull;
 use super::manifest::{Depth, Manifest};
-use super::modules::{Index, closure};
+use super::modules::{Index, Module, closure};
 use super::store::{self, Aside};
 use super::tree::Tree;
 use super::{program, vmlinux};
@@ -204,18 +205,36 @@ fn write_initrd_modules(
         soft: &read("modules.softdep")?,
         builtin: &read("modules.builtin")?,
     };
-    let order = closure(index, entry.initrd_modules.iter().map(String::as_str))?;
     let target = folder.join("initrd-modules");
     fs::create_dir(&target).map_err(at("create", &target))?;
-    let mut lines = String::new();
-    for module in &order {
+    let usual = entry.initrd_modules.iter();
+    let of_templates = usual.clone().chain(&entry.template_modules);
+    let lists = [
+        ("order", closure(index, usual.map(String::as_str))?),
+        (
+            "template-order",
+            closure(index, of_templates.map(String::as_str))?,
+        ),
+    ];
+    for (list, order) in lists {
         job.check("copy the modules of the initrd")?;
-        let path = target.join(module.file_name());
-        fs::write(&path, module.read(&modules)?).map_err(at("write", &path))?;
+        write_list(&order, &modules, &target, list)?;
+    }
+    Ok(())
+}
+
+/// The modules, as far as they are not there yet, and a list of them.
+fn write_list(order: &[Module], from: &Path, target: &Path, list: &str) -> Result<(), Failure> {
+    let mut lines = String::new();
+    for module in order {
         lines += &module.file_name();
         lines.push('\n');
+        let path = target.join(module.file_name());
+        if !path.exists() {
+            fs::write(&path, module.read(from)?).map_err(at("write", &path))?;
+        }
     }
-    let path = target.join("order");
+    let path = target.join(list);
     fs::write(&path, lines).map_err(at("write", &path))
 }
 
