@@ -168,6 +168,11 @@ impl Config {
         self.parsed("vm_defaults.nat").expect("checked when read")
     }
 
+    /// `templates`
+    pub fn templates(&self) -> bool {
+        self.parsed("templates").expect("checked when read")
+    }
+
     /// `vm_defaults.disk_iops`, `.disk_bandwidth`, `.net_bandwidth` and `.cpu_weight`.
     pub fn limits(&self) -> Limits {
         Limits {

@@ -113,6 +113,13 @@ pub const KEYS: &[Key] = &[
         about: "what bangerd logs: error, warn, info, debug or trace",
     },
     Key {
+        name: "templates",
+        shape: Shape::Switch,
+        fallback: Fallback::Switch(true),
+        check: |_| Ok(()),
+        about: "whether translated guests go on from a template instead of booting a kernel",
+    },
+    Key {
         name: "vm_defaults.vcpu",
         shape: Shape::Number,
         fallback: Fallback::Machine,

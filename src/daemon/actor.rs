@@ -34,6 +34,8 @@ use crate::plan::facts::HostFacts;
 use crate::plan::mind::Mind;
 use crate::plan::record::{RowChange, VmRecord};
 use crate::plan::request::{ClientId, OpId, Reply as MindReply};
+use crate::plan::retry::Verb;
+use crate::plan::step::{Step, StepKind};
 use crate::proto::reply::{ImageView, KernelView, Line, Reply, RootStore, Status};
 use crate::proto::request as wire;
 use crate::store::Store;
@@ -260,6 +262,7 @@ impl Actor {
                 step,
                 deadline_ms,
             } => {
+                self.foresee(vm, verb, &step);
                 let spec = self.mind.vm(vm).map(|record| &record.spec);
                 let base = spec.map(|spec| Base {
                     image: spec.image.clone(),
@@ -288,6 +291,23 @@ impl Actor {
             Action::Exit => return Ok(Flow::End),
         }
         Ok(Flow::On)
+    }
+
+    /// Where a run begins, what its VMM will need is begun, off the loop; nobody waits.
+    fn foresee(&self, vm: VmId, verb: Verb, step: &Step) {
+        if (verb, step.kind()) != (Verb::Ensure, StepKind::RunDirectory) {
+            return;
+        }
+        let steps = self.mind.vm(vm).map(|record| &*record.run_plan);
+        let machine = steps.into_iter().flatten().find_map(|step| match step {
+            Step::Vmm { machine, .. } => Some(machine.clone()),
+            _ => None,
+        });
+        if let Some(machine) = machine {
+            let host = self.shell.host.clone();
+            host.real().vmms().expect_start(vm, &machine);
+            smol::unblock(move || host.real().vmms().foresee(vm, &machine)).detach();
+        }
     }
 
     fn save(&mut self, rows: &[RowChange]) -> Result<(), Failure> {
@@ -326,7 +346,9 @@ impl Actor {
         let Some(record) = self.mind.vm(vm).cloned() else {
             return;
         };
+        let host = self.shell.host.clone();
         let configure = Rc::new(move || {
+            host.real().vmms().guest_called(vm);
             let moment = super::guest_config::Moment {
                 now_ns: moment::now_ns(),
                 seed: moment::random_bytes(),

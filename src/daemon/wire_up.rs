@@ -53,6 +53,7 @@ pub fn wire_up(layout: &Layout, config: &Config) -> Wired {
     let settings = Settings {
         bridge: config.bridge(),
         programs: programs.clone(),
+        templates: config.templates(),
         ..Settings::default()
     };
     let catalog = catalog();

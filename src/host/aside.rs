@@ -92,7 +92,13 @@ impl Aside {
         self.give_name()
     }
 
-    /// The same for what a row vouches for, which says that it is being made until this
+    /// Gives the file its name alone: for what is compared with a sum of its own before it is
+    /// believed, and can be made anew.
+    pub fn finish_checked(self) -> io::Result<()> {
+        self.give_name()
+    }
+
+    /// As [`Aside::finish`] for what a row vouches for, which says that it is being made until this
     /// returns: file and name reach the disk together, in half the time.
     pub fn finish_recorded(self) -> io::Result<()> {
         self.give_name()?;
@@ -139,10 +145,7 @@ fn remove_abandoned(name: &Path) -> io::Result<()> {
         if rest.is_none_or(|rest| !rest.starts_with(b".") || !rest.ends_with(ENDING.as_bytes())) {
             continue;
         }
-        let Ok(file) = File::open(entry.path()) else {
-            continue;
-        };
-        if file.try_lock().is_ok() {
+        if is_abandoned(&entry.path()) {
             match fs::remove_file(entry.path()) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -150,6 +153,13 @@ fn remove_abandoned(name: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether a path is that of an incomplete file whose maker is dead.
+pub fn is_abandoned(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    name.as_bytes().ends_with(ENDING.as_bytes())
+        && File::open(path).is_ok_and(|file| file.try_lock().is_ok())
 }
 
 fn descriptor_path(pid: u32, file: &File) -> PathBuf {

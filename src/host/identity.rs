@@ -21,6 +21,8 @@ use crate::model::ids::{USER_BITS, VmId};
 
 /// The first uid and gid of VMs.
 const FIRST: u32 = 0x7800_0000;
+/// See the head of this file.
+const MAKER: u32 = FIRST - 1;
 
 /// What taking another user's identity, and living with its files and processes, needs.
 const NEEDED: [(CapabilitySet, &str); 7] = [
@@ -64,7 +66,15 @@ impl Separation {
 
     /// The VM's user; `None` where it is ours.
     pub fn identity(&self, vm: VmId) -> Option<Identity> {
-        let number = FIRST + vm.user_bits();
+        self.user(FIRST + vm.user_bits())
+    }
+
+    /// The user of VMMs of which templates are made; `None` where it is ours.
+    pub fn maker(&self) -> Option<Identity> {
+        self.user(MAKER)
+    }
+
+    fn user(&self, number: u32) -> Option<Identity> {
         (*self == Separation::PerVm).then(|| Identity {
             uid: number,
             gid: number,
@@ -121,12 +131,12 @@ pub fn let_write(path: &Path, group: u32) -> io::Result<()> {
     }
 }
 
-/// The users whose processes may be this VM's: its own, and ourselves.
-pub fn owners(vm: VmId) -> [u32; 2] {
+/// The users whose processes may be this VM's: ourselves, its own, and that of makers.
+pub fn owners(vm: VmId) -> [u32; 3] {
     let own = rustix::process::geteuid().as_raw();
     match own {
-        0 => [0, FIRST + vm.user_bits()],
-        _ => [own, own],
+        0 => [0, FIRST + vm.user_bits(), MAKER],
+        _ => [own; 3],
     }
 }
 
@@ -157,7 +167,7 @@ fn covers(map: &str) -> bool {
             .filter_map(|word| word.parse().ok())
             .collect();
         matches!(numbers[..], [inside, _, count]
-            if inside <= u64::from(FIRST) && inside + count > u64::from(FIRST + USER_BITS))
+            if inside <= u64::from(MAKER) && inside + count > u64::from(FIRST + USER_BITS))
     })
 }
 
@@ -171,7 +181,10 @@ mod tests {
         assert_eq!(identity.unwrap().uid, 0x7fff_ffff);
         let identity = Separation::PerVm.identity(VmId::from_bits(0x2a)).unwrap();
         assert_eq!((identity.uid, identity.gid), (0x7800_002a, 0x7800_002a));
+        let maker = Separation::PerVm.maker().unwrap();
+        assert_eq!((maker.uid, maker.gid), (0x77ff_ffff, 0x77ff_ffff));
         let own = Separation::Own("not root".to_owned());
+        assert_eq!(own.maker(), None);
         assert_eq!(own.identity(VmId::from_bits(1)), None);
     }
 

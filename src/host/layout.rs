@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  state    (durable)    store.redb, bangerd.log, images/, kernels/, vms/<id>/
-//!  cache    (rebuilt)    initrd/, templates/, apt/, tools/
+//!  cache    (rebuilt)    initrd/, templates/ (empty disks), machines/, apt/, tools/
 //!  runtime  (of a boot)  bangerd.sock, start.lock, vms/<id>/ with sockets
 //! ```
 //!
@@ -294,6 +294,11 @@ impl Layout {
     /// Folder of the cached empty file systems.
     pub fn templates(&self) -> PathBuf {
         self.cache.join("templates")
+    }
+
+    /// Folder of the machines that others begin from.
+    pub fn machines(&self) -> PathBuf {
+        self.cache.join("machines")
     }
 
     /// Private package lists and downloads.

@@ -109,6 +109,8 @@ pub struct Settings {
     pub tap_owner: Option<u32>,
     /// Where the programs of VMMs are looked for.
     pub programs: Programs,
+    /// Whether machines may begin from a template.
+    pub templates: bool,
     /// Where all installations of this machine note what they switched on.
     pub claims: PathBuf,
 }
@@ -119,6 +121,7 @@ impl Default for Settings {
             bridge: "banger0".to_owned(),
             tap_owner: None,
             programs: Programs::default(),
+            templates: true,
             claims: claims::FOLDER.into(),
         }
     }
@@ -144,7 +147,7 @@ impl RealHost {
     /// The same with another program of ours in those roles, for tests.
     pub fn with_program(layout: Layout, settings: Settings, program: OwnProgram) -> RealHost {
         RealHost {
-            vmms: Vmms::new(layout.clone(), settings.programs.clone(), program),
+            vmms: Vmms::new(layout.clone(), &settings, program),
             layout,
             settings,
             tables: Mutex::new(None),
@@ -228,7 +231,10 @@ impl Host for RealHost {
         let at = &self.layout;
         match step {
             Step::VmDirectory { vm } => directory::absent(&at.vm_directory(*vm)),
-            Step::RunDirectory { vm } => directory::absent(&at.run_directory(*vm)),
+            Step::RunDirectory { vm } => {
+                self.vmms.forget_foreseen(*vm);
+                directory::absent(&at.run_directory(*vm))
+            }
             Step::UpperDisk { vm, .. } => disk::absent(&at.upper_disk(*vm)),
             Step::WorkDisk { vm, .. } => disk::absent(&at.work_disk(*vm)),
             Step::RootDisk { vm, .. } => disk::absent(&at.root_disk(*vm)),

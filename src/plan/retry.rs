@@ -42,7 +42,8 @@ pub fn deadline_ms(verb: Verb, step: &Step, vmm: Option<VmmKind>) -> u64 {
             Verb::Ensure,
             StepKind::UpperDisk | StepKind::RootDisk | StepKind::CowFile | StepKind::WorkDisk,
         ) => 60_000,
-        (Verb::Ensure, StepKind::Vmm | StepKind::VsockBackend | StepKind::Configured) => 20_000,
+        (Verb::Ensure, StepKind::Vmm) => vmm_deadline_ms(vmm),
+        (Verb::Ensure, StepKind::VsockBackend | StepKind::Configured) => 20_000,
         // Two calls of the agent and one of the VMM.
         (Verb::Ensure, StepKind::Adjusted) => 40_000,
         (
@@ -59,6 +60,15 @@ pub fn deadline_ms(verb: Verb, step: &Step, vmm: Option<VmmKind>) -> u64 {
             | StepKind::Booted,
         ) => 10_000,
         (Verb::Absent, _) => 15_000,
+    }
+}
+
+/// A translated machine's kernel may have to boot first, for a template; and once more, in
+/// vain, before it boots without one.
+fn vmm_deadline_ms(vmm: Option<VmmKind>) -> u64 {
+    match vmm {
+        Some(VmmKind::Firecracker | VmmKind::QemuKvm) => 20_000,
+        Some(VmmKind::QemuTcg) | None => 150_000,
     }
 }
 

@@ -84,7 +84,11 @@ fn test_modules(source: &Source) -> Vec<String> {
     let lines = source.code.lines().enumerate();
     lines
         .filter(|(index, _)| source.is_test(index + 1))
-        .filter_map(|(_, line)| line.trim().strip_prefix("mod ")?.strip_suffix(';'))
+        .filter_map(|(_, line)| {
+            let line = line.trim();
+            let line = line.strip_prefix("pub(super) ").unwrap_or(line);
+            line.strip_prefix("mod ")?.strip_suffix(';')
+        })
         .map(|name| format!("{folder}/{name}"))
         .collect()
 }
@@ -245,11 +249,11 @@ fn lines_of_a_test_module_and_no_others_are_tests() {
 
 #[test]
 fn modules_declared_for_tests_are_found_beside_their_parent() {
+    let text = "mod a;\n#[cfg(test)]\nmod b;\n#[cfg(test)]\npub(super) mod c;\n";
+    for path in ["src/x/mod.rs", "src/x.rs"] {
+        let found = test_modules(&Source::new(path, text));
+        assert_eq!(found, ["src/x/b", "src/x/c"]);
+    }
     let text = "mod a;\n#[cfg(test)]\nmod b;\n";
-    assert_eq!(
-        test_modules(&Source::new("src/x/mod.rs", text)),
-        ["src/x/b"]
-    );
-    assert_eq!(test_modules(&Source::new("src/x.rs", text)), ["src/x/b"]);
     assert_eq!(test_modules(&Source::new("src/lib.rs", text)), ["src/b"]);
 }

@@ -12,9 +12,12 @@
 //!
 //! One per program and kernel, made once, cached and shared. Uncompressed: a guest
 //! under a translator unpacks slower than the host reads.
+//!
+//! That of a machine which becomes a template ([`super::template`]) has a few modules more,
+//! and first a table for the kernel. It is written for one boot.
 
-use std::fs;
-use std::io::{self, BufWriter};
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -29,6 +32,9 @@ use super::newc::Archive;
 
 /// Where a kernel's folder lists the modules of its initial RAM disk.
 const MODULES: &str = "initrd-modules";
+/// The list there, and the one for a machine that is to become a template.
+const ORDER: &str = "order";
+const TEMPLATE_ORDER: &str = "template-order";
 /// Changes with the layout of the archive, so that an old one is not taken for a new.
 const LAYOUT: &str = "2";
 
@@ -60,7 +66,7 @@ impl OwnProgram {
     }
 
     /// SHA-256 of its content, hexadecimal; read once.
-    fn digest(&self) -> io::Result<&str> {
+    pub(super) fn digest(&self) -> io::Result<&str> {
         if let Some(digest) = self.digest.get() {
             return Ok(digest);
         }
@@ -92,16 +98,58 @@ pub fn ensure(
     if path.is_file() {
         return Ok(path);
     }
-    let modules = Modules::read(&kernel_folder.join(MODULES))?;
+    let modules = Modules::read(&kernel_folder.join(MODULES), ORDER)?;
     fs::create_dir_all(folder).map_err(failed)?;
     let aside = Aside::begin(&path).map_err(failed)?;
-    write(&aside, program, &modules).map_err(failed)?;
+    let archive = Archive::new(BufWriter::new(aside.file()));
+    write(archive, program, &modules).map_err(failed)?;
     aside.finish().map_err(failed)?;
     Ok(path)
 }
 
-fn write(aside: &Aside, program: &OwnProgram, modules: &Modules) -> io::Result<()> {
-    let mut archive = Archive::new(BufWriter::new(aside.file()));
+/// Whether machines with this kernel can become templates: what finds their devices, and the
+/// bus for the one that is plugged in, must be modules, so that a kernel without them finds
+/// no device.
+///
+/// # Errors
+/// The kernel's folder is incomplete.
+pub(super) fn can_be_template(kernel_folder: &Path) -> Result<bool, Fault> {
+    let folder = kernel_folder.join(MODULES);
+    if !folder.join(TEMPLATE_ORDER).is_file() {
+        // A kernel of an earlier version's.
+        return Ok(false);
+    }
+    let modules = Modules::read(&folder, TEMPLATE_ORDER)?;
+    let has = |wanted: &str| modules.names.iter().any(|name| name == wanted);
+    Ok(has("virtio_mmio.ko") && has("virtio_pci.ko"))
+}
+
+/// Writes the initial RAM disk of a machine that is to become a template. `table` is a file
+/// for the kernel: its path and content.
+///
+/// # Errors
+/// The kernel's folder is incomplete, or no memory is left.
+pub(super) fn write_for_template(
+    to: &File,
+    program: &OwnProgram,
+    kernel_folder: &Path,
+    table: &(&str, Vec<u8>),
+) -> Result<(), Fault> {
+    let modules = Modules::read(&kernel_folder.join(MODULES), TEMPLATE_ORDER)?;
+    let written = || {
+        let mut archive = Archive::new(BufWriter::new(to));
+        let (path, content) = table;
+        archive.file(path, 0o644, content)?;
+        write(archive, program, &modules)
+    };
+    written().map_err(|error| fault("make the initial RAM disk of a template", error))
+}
+
+fn write(
+    mut archive: Archive<impl Write>,
+    program: &OwnProgram,
+    modules: &Modules,
+) -> io::Result<()> {
     for folder in ["dev", "proc", "sys", "modules"] {
         archive.directory(folder)?;
     }
@@ -122,8 +170,8 @@ struct Modules {
 }
 
 impl Modules {
-    fn read(folder: &Path) -> Result<Modules, Fault> {
-        let list = folder.join("order");
+    fn read(folder: &Path, list: &str) -> Result<Modules, Fault> {
+        let list = folder.join(list);
         let attempt = format!("read {}", list.display());
         let text = fs::read_to_string(&list).map_err(|error| fault(&attempt, error))?;
         let names: Vec<String> = text
@@ -149,7 +197,7 @@ impl Modules {
     }
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+pub(super) fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

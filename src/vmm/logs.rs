@@ -41,7 +41,7 @@ impl Vmms {
         let attempt = "make a pipe for the console";
         let (output, input) =
             pipe_with(PipeFlags::CLOEXEC).map_err(|error| fault(attempt, error))?;
-        if let Some(user) = self.separation().identity(parts.vm) {
+        if let Some(user) = self.user_of(parts) {
             // QEMU opens its end once more, as the VM's user.
             let (uid, gid) = (
                 rustix::fs::Uid::from_raw(user.uid),

@@ -9,7 +9,7 @@ use crate::model::limits::Limits;
 use crate::model::net::{Mac, NetMode, PortForward};
 use crate::model::units::Bytes;
 use crate::model::vm::{Confinement, RootMode, VmmKind};
-use crate::plan::boot_args::{GuestDisks, HostClock, kernel_command_line};
+use crate::plan::boot_args::{GuestDisks, HostClock, kernel_command_line, template_command_line};
 use crate::plan::step::Machine;
 
 /// The context identifier of every guest: each has a vsock back end of its own.
@@ -35,6 +35,8 @@ pub struct Parts {
     pub initrd: PathBuf,
     /// The kernel's command line.
     pub boot_args: String,
+    /// What it begins with.
+    pub beginning: Beginning,
     /// In the order that the guest numbers them (vda, vdb, ...): both VMMs keep the order
     /// they are given (QEMU 7.2 with ACPI and Firecracker 1.14.1, seen).
     pub disks: Vec<Disk>,
@@ -60,6 +62,26 @@ pub struct Parts {
     pub log_pipe: PathBuf,
     /// The last few as the VMM says them.
     pub said: Said,
+}
+
+/// What a machine begins with. The files of memory hold the guest's from its first byte on
+/// and are written while it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Beginning {
+    /// Its kernel.
+    Kernel,
+    /// Its kernel, which stops before it sees a device: see [`super::template`].
+    ForTemplate {
+        /// Takes the guest's memory.
+        memory: PathBuf,
+    },
+    /// What a template had come to.
+    FromTemplate {
+        /// Holds the guest's memory.
+        memory: PathBuf,
+        /// What the processors and the board had come to, as QEMU wrote it down.
+        state: PathBuf,
+    },
 }
 
 /// Files of the run directory as the VMM says them: below the folder that it works in,
@@ -151,6 +173,7 @@ impl Parts {
             kernel: kernel.join("vmlinux"),
             initrd,
             boot_args: kernel_command_line(machine.kind, &guest_disks(&disks), clock),
+            beginning: Beginning::Kernel,
             disks,
             net: net(vm, machine),
             limits: machine.limits,
@@ -165,6 +188,34 @@ impl Parts {
             said: Said::new(layout, vm, machine.confinement),
         }
     }
+
+    /// The machine of which a template for this one is made: without devices.
+    pub fn for_template(
+        &self,
+        initrd: PathBuf,
+        memory: PathBuf,
+        clock: Option<HostClock>,
+    ) -> Parts {
+        Parts {
+            initrd,
+            boot_args: self.template_words(clock),
+            beginning: Beginning::ForTemplate { memory },
+            disks: Vec::new(),
+            net: Net::None,
+            ..self.clone()
+        }
+    }
+
+    /// The command line of that machine's kernel.
+    pub fn template_words(&self, clock: Option<HostClock>) -> String {
+        template_command_line(&guest_disks(&self.disks), clock)
+    }
+
+    /// The same machine, begun from a template.
+    pub fn from_template(self, memory: PathBuf, state: PathBuf) -> Parts {
+        let beginning = Beginning::FromTemplate { memory, state };
+        Parts { beginning, ..self }
+    }
 }
 
 /// The places of these in [`Parts::opened`]; a disk each from the last on.
@@ -173,6 +224,12 @@ pub const KERNEL_FILE: usize = 0;
 pub const INITRD_FILE: usize = 1;
 /// See [`KERNEL_FILE`].
 pub const DISK_FILES: usize = 2;
+/// The memory of [`Beginning::ForTemplate`], which has no disks.
+pub const TEMPLATE_MEMORY_FILE: usize = DISK_FILES;
+/// The memory of [`Beginning::FromTemplate`], which has no kernel to load.
+pub const MEMORY_FILE: usize = KERNEL_FILE;
+/// The state of the same.
+pub const STATE_FILE: usize = INITRD_FILE;
 
 /// The number under which a VMM has the file at this place open.
 pub fn descriptor(place: usize) -> usize {
@@ -181,12 +238,21 @@ pub fn descriptor(place: usize) -> usize {
 }
 
 impl Parts {
-    /// What a VMM reads of the owner's files: kernel, initrd, the disks in their order.
+    /// What a VMM reads of the owner's files: what it begins with, the disks in their
+    /// order.
     pub fn opened(&self) -> Vec<Inherited> {
-        let mut files = vec![
-            Inherited::Read(self.kernel.clone()),
-            Inherited::Read(self.initrd.clone()),
-        ];
+        let boot = [&self.kernel, &self.initrd].map(|path| Inherited::Read(path.clone()));
+        let mut files = match &self.beginning {
+            Beginning::Kernel => boot.to_vec(),
+            Beginning::ForTemplate { memory } => {
+                let memory = Inherited::ReadWrite(memory.clone());
+                boot.into_iter().chain([memory]).collect()
+            }
+            Beginning::FromTemplate { memory, state } => vec![
+                Inherited::ReadWrite(memory.clone()),
+                Inherited::Read(state.clone()),
+            ],
+        };
         files.extend(self.disks.iter().map(|disk| match disk.access {
             Access::ReadOnly => Inherited::Read(disk.path.clone()),
             Access::ReadWrite | Access::Device => Inherited::ReadWrite(disk.path.clone()),

@@ -15,7 +15,8 @@
 //! [`fitness`] found. [`steps`] is what the host calls.
 //!
 //! Reading order: [`machine`], [`qemu`], [`qmp`], [`firecracker`], [`vsock_backend`],
-//! [`steps`], `way`, [`logs`]; apart from them [`initrd`], [`fitness`], [`clock`].
+//! [`steps`], `way`, [`logs`], [`template`]; apart from them [`initrd`], [`fitness`],
+//! [`clock`].
 
 pub mod clock;
 pub mod firecracker;
@@ -29,6 +30,7 @@ pub mod newc;
 pub mod qemu;
 pub mod qmp;
 pub mod steps;
+pub mod template;
 pub mod vsock_backend;
 mod way;
 
@@ -116,6 +118,8 @@ pub enum ControlSocket {
 pub enum GuestState {
     /// They have not run yet.
     NotStarted,
+    /// The VMM has not been given yet what they begin with.
+    Unfinished,
     /// They run.
     Running,
     /// They were stopped.

@@ -5,6 +5,10 @@
 //! The guest starts stopped (`-S`), so that a machine that cannot be made (a missing
 //! disk, a taken port) is an error of the step that starts the VMM, and running it is a
 //! step of its own.
+//!
+//! A machine that goes on from a template ([`super::template`]) has a PCI Express port
+//! besides: a device that QEMU 7.2 cannot put into a machine before its state has come in
+//! (`vhost-user-vsock` counts as not migratable) is plugged in there afterwards.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -17,13 +21,15 @@ use crate::host::process::Marker;
 use crate::host::program::Programs;
 use crate::model::ids::VmId;
 use crate::model::limits::Limits;
+use crate::model::template::PAUSE_PORT;
 use crate::model::units::Bytes;
 use crate::model::vm::VmmKind;
 use crate::plan::make::TRANSLATED_MIB;
 use crate::plan::step::{Fault, FaultKind, LiveSizes};
 
 use super::machine::{
-    Access, DISK_FILES, Disk, INITRD_FILE, KERNEL_FILE, Net, Parts, WORK_DISK, descriptor,
+    Access, Beginning, DISK_FILES, Disk, INITRD_FILE, KERNEL_FILE, MEMORY_FILE, Net, Parts,
+    TEMPLATE_MEMORY_FILE, WORK_DISK, descriptor,
 };
 use super::qmp::{Command, Qmp, RunState};
 use super::{ControlSocket, Deadline, GuestState, Vmm, out_of_reach};
@@ -48,12 +54,20 @@ impl Vmm for Qemu {
     fn arguments(&self, parts: &Parts) -> Vec<OsString> {
         let mut words = Words(Vec::new());
         machine(&mut words, parts);
+        beginning(&mut words, parts);
+        if let Beginning::ForTemplate { .. } = parts.beginning {
+            console(&mut words);
+            monitor(&mut words, "control", CONTROL_DESCRIPTOR);
+            return words.0;
+        }
         for (disk, file) in parts.disks.iter().zip(DISK_FILES..) {
             attach(&mut words, disk, file, &parts.limits);
         }
         let tap = DISK_FILES + parts.disks.len();
         network(&mut words, &parts.net, tap);
-        sockets_and_console(&mut words, parts);
+        small_devices(&mut words);
+        vsock(&mut words, parts);
+        console(&mut words);
         monitor(&mut words, "control", CONTROL_DESCRIPTOR);
         monitor(&mut words, "halts", descriptor(self.files(parts).len() - 1));
         words.0
@@ -61,6 +75,9 @@ impl Vmm for Qemu {
 
     fn files(&self, parts: &Parts) -> Vec<Inherited> {
         let mut files = parts.opened();
+        if let Beginning::ForTemplate { .. } = parts.beginning {
+            return files;
+        }
         if let Net::Tap { name, .. } = &parts.net {
             files.push(Inherited::Tap(name.clone()));
         }
@@ -69,7 +86,13 @@ impl Vmm for Qemu {
     }
 
     fn read_anew<'a>(&self, parts: &'a Parts) -> Vec<&'a Path> {
-        vec![&parts.kernel, &parts.initrd]
+        match parts.beginning {
+            Beginning::Kernel => vec![&parts.kernel, &parts.initrd],
+            // Its initial RAM disk is a file in memory, which is open to all.
+            Beginning::ForTemplate { .. } => vec![&parts.kernel],
+            // It reads the state by its descriptor.
+            Beginning::FromTemplate { .. } => Vec::new(),
+        }
     }
 
     /// It uses the descriptors of its disks as they are.
@@ -106,11 +129,17 @@ impl Vmm for Qemu {
     }
 
     fn state(&self, control: &Path, limit: Deadline) -> Result<GuestState, Fault> {
-        match Qmp::connect(control, limit)?.status()? {
-            RunState::Prelaunch | RunState::Inmigrate => Ok(GuestState::NotStarted),
+        let mut qmp = Qmp::connect(control, limit)?;
+        match qmp.status()? {
+            RunState::Prelaunch => Ok(GuestState::NotStarted),
+            RunState::Inmigrate => Ok(GuestState::Unfinished),
+            TEMPLATE_STATE => Ok(match qmp.has_device(VSOCK_DEVICE)? {
+                true => GuestState::NotStarted,
+                false => GuestState::Unfinished,
+            }),
             RunState::Running => Ok(GuestState::Running),
             RunState::Paused | RunState::Suspended | RunState::Debug => Ok(GuestState::Paused),
-            RunState::Shutdown | RunState::GuestPanicked => Ok(GuestState::Ended),
+            RunState::Shutdown => Ok(GuestState::Ended),
             RunState::InternalError | RunState::IoError | RunState::Other => Err(Fault::new(
                 FaultKind::Other,
                 format!(
@@ -137,6 +166,20 @@ impl Vmm for Qemu {
         Qmp::connect(control, limit)?.balloon().map(Bytes)
     }
 }
+
+/// What the guest of a template has come to, and one that was begun from it and does not
+/// run yet: it stopped by QEMU's device for panics. No machine of ours has that device
+/// otherwise, so no guest comes there by a panic.
+pub(super) const TEMPLATE_STATE: RunState = RunState::GuestPanicked;
+
+/// What QEMU does when a guest comes there.
+const TEMPLATE_ACTION: [&str; 2] = ["-action", "panic=pause"];
+
+/// The port for the device that is plugged in.
+pub(super) const PORT: &str = "late";
+/// That device, and the character device by which it reaches its back end.
+pub(super) const VSOCK_DEVICE: &str = "vsock-device";
+pub(super) const VSOCK: &str = "vsock";
 
 /// The name by which a VM's QEMU is known, to us and to whoever reads `ps`.
 fn name(vm: VmId) -> String {
@@ -170,8 +213,23 @@ impl Words {
     }
 }
 
+/// What only a QEMU of which a template is made has on its command line.
+pub fn template_marker(vm: VmId) -> Marker {
+    let [action, pause] = TEMPLATE_ACTION;
+    Marker::new([
+        "-name".to_owned(),
+        name(vm),
+        action.to_owned(),
+        pause.to_owned(),
+    ])
+}
+
 fn machine(words: &mut Words, parts: &Parts) {
     words.pair("-name", name(parts.vm));
+    if let Beginning::ForTemplate { .. } = parts.beginning {
+        let [action, pause] = TEMPLATE_ACTION;
+        words.pair(action, pause);
+    }
     for flag in [
         "-nodefaults",
         "-no-user-config",
@@ -185,9 +243,13 @@ fn machine(words: &mut Words, parts: &Parts) {
         "-sandbox",
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
     );
+    let bus = match parts.beginning {
+        Beginning::Kernel => "",
+        Beginning::ForTemplate { .. } | Beginning::FromTemplate { .. } => ",pcie=on",
+    };
     words.pair(
         "-machine",
-        "microvm,acpi=on,pit=on,pic=on,rtc=on,memory-backend=memory",
+        format!("microvm,acpi=on,pit=on,pic=on,rtc=on{bus},memory-backend=memory"),
     );
     let (accelerator, processor) = match parts.kind {
         VmmKind::QemuKvm => ("kvm".to_owned(), "host"),
@@ -199,13 +261,56 @@ fn machine(words: &mut Words, parts: &Parts) {
     words.pair("-accel", accelerator);
     words.pair("-cpu", processor);
     words.pair("-smp", parts.vcpu.to_string());
+    memory(words, parts);
+}
+
+fn memory(words: &mut Words, parts: &Parts) {
     let memory = parts.memory.whole_mib();
     words.pair("-m", format!("{memory}M"));
     // Shared, because the vsock back end reads and writes the guest's memory.
+    let file = match parts.beginning {
+        Beginning::Kernel => {
+            let object = format!("memory-backend-memfd,id=memory,size={memory}M,share=on");
+            words.pair("-object", object);
+            return;
+        }
+        Beginning::ForTemplate { .. } => TEMPLATE_MEMORY_FILE,
+        Beginning::FromTemplate { .. } => MEMORY_FILE,
+    };
     words.pair(
         "-object",
-        format!("memory-backend-memfd,id=memory,size={memory}M,share=on"),
+        format!(
+            "memory-backend-file,id=memory,size={memory}M,share=on,mem-path=/proc/self/fd/{}",
+            descriptor(file)
+        ),
     );
+}
+
+fn beginning(words: &mut Words, parts: &Parts) {
+    match parts.beginning {
+        Beginning::Kernel => boot(words, parts),
+        Beginning::ForTemplate { .. } => {
+            boot(words, parts);
+            port(words);
+            // By this device the guest says that it has come so far.
+            words.pair("-device", format!("pvpanic,ioport={PAUSE_PORT}"));
+        }
+        Beginning::FromTemplate { .. } => {
+            port(words);
+            words.pair("-incoming", "defer");
+        }
+    }
+}
+
+/// A slot without a switch for its power, which the guest would have to turn on, and without
+/// room for ports of the processor, which the machine has none of.
+fn port(words: &mut Words) {
+    let without = "io-reserve=0,power_controller_present=off";
+    let port = format!("pcie-root-port,id={PORT},chassis=1,slot=1,{without}");
+    words.pair("-device", port);
+}
+
+fn boot(words: &mut Words, parts: &Parts) {
     // Read by their paths, which lead to what the launcher has opened: the user that QEMU
     // runs as need not reach their folders. The same holds for the disks.
     words.pair(
@@ -284,20 +389,31 @@ fn network(words: &mut Words, net: &Net, tap: usize) {
     words.pair("-device", format!("virtio-net-device,netdev=net,mac={mac}"));
 }
 
-fn sockets_and_console(words: &mut Words, parts: &Parts) {
+fn small_devices(words: &mut Words) {
     words.pair("-device", "virtio-rng-device");
     // Free pages come back to the host; after the disks, which the guest counts.
     words.pair(
         "-device",
         "virtio-balloon-device,id=balloon,free-page-reporting=on,deflate-on-oom=on",
     );
-    words.with_path("-chardev", "socket,id=vsock,path=", &parts.vhost);
+}
+
+fn vsock(words: &mut Words, parts: &Parts) {
+    let socket = format!("socket,id={VSOCK},path=");
+    words.with_path("-chardev", &socket, &parts.vhost);
+    if let Beginning::FromTemplate { .. } = parts.beginning {
+        // To be plugged in: see `template::talk`.
+        return;
+    }
     // A kick that comes before the back end has enabled the queue is lost in it. With event
     // indices the guest, waiting for an answer to that one, would never kick again.
     words.pair(
         "-device",
-        "vhost-user-vsock-device,chardev=vsock,event_idx=off",
+        format!("vhost-user-vsock-device,chardev={VSOCK},event_idx=off"),
     );
+}
+
+fn console(words: &mut Words) {
     // The pipe to our console log, opened anew: QEMU has no character device that writes
     // to a descriptor and does not also read.
     words.pair("-chardev", "file,id=console,path=/proc/self/fd/1");
@@ -379,6 +495,65 @@ mod tests {
         let mut words = Words(Vec::new());
         words.with_path("-chardev", "file,id=console,path=", Path::new("/a,b/c"));
         assert_eq!(words.0[1], "file,id=console,path=/a,,b/c");
+    }
+
+    #[test]
+    fn a_machine_for_a_template_has_its_kernel_and_no_device() {
+        let parts = parts(VmmKind::QemuTcg, NetMode::Nat);
+        let parts = parts.for_template("/p/initrd".into(), "/p/memory".into(), None);
+        let words = Qemu.arguments(&parts);
+        let words: Vec<&str> = words.iter().map(|word| word.to_str().unwrap()).collect();
+        let line = words.join(" ");
+        for wanted in [
+            "-machine microvm,acpi=on,pit=on,pic=on,rtc=on,pcie=on,memory-backend=memory",
+            "id=memory,size=512M,share=on,mem-path=/proc/self/fd/6 ",
+            "-kernel /proc/self/fd/4 -initrd /proc/self/fd/5 ",
+            "banger.template",
+            "-device pvpanic,ioport=1285",
+        ] {
+            assert!(line.contains(wanted), "{wanted}: {line}");
+        }
+        for none in ["virtio", "vsock", "-drive", "-netdev", "halts", "-incoming"] {
+            assert!(!line.contains(none), "{none}: {line}");
+        }
+        let files = [
+            Inherited::Read(parts.kernel.clone()),
+            Inherited::Read("/p/initrd".into()),
+            Inherited::ReadWrite("/p/memory".into()),
+        ];
+        assert_eq!(Qemu.files(&parts), files);
+        let marker = ["-name", "banger-0000002a", "-action", "panic=pause"];
+        assert_eq!(words[..4], marker);
+        assert_eq!(template_marker(parts.vm), Marker::new(marker));
+    }
+
+    #[test]
+    fn a_machine_from_a_template_has_devices_and_no_kernel() {
+        let from_kernel = parts(VmmKind::QemuTcg, NetMode::Nat);
+        let parts = from_kernel
+            .clone()
+            .from_template("/p/memory".into(), "/p/state".into());
+        let line = Qemu.arguments(&parts).join(OsStr::new(" "));
+        let line = line.to_str().unwrap();
+        for wanted in [
+            "pcie=on",
+            "mem-path=/proc/self/fd/4 ",
+            "-incoming defer",
+            "-chardev socket,id=vsock,path=",
+            "drive=base",
+            "-netdev tap,id=net,fd=10",
+        ] {
+            assert!(line.contains(wanted), "{wanted}: {line}");
+        }
+        for none in ["-kernel", "-append", "-initrd", "vsock-", "panic"] {
+            assert!(!line.contains(none), "{none}: {line}");
+        }
+        let files = Qemu.files(&parts);
+        let usual = Qemu.files(&from_kernel);
+        assert_eq!(files[2..], usual[2..]);
+        assert_eq!(files[0], Inherited::ReadWrite("/p/memory".into()));
+        assert_eq!(files[1], Inherited::Read("/p/state".into()));
+        assert_eq!(Qemu.read_anew(&parts), Vec::<&Path>::new());
     }
 
     #[test]

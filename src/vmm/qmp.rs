@@ -5,15 +5,20 @@
 //!  <- {"QMP": {...}}                    greeting
 //!  -> {"execute": "qmp_capabilities"}
 //!  <- {"return": {}}                    from here commands are taken
-//!  <- {"event": ...}                    at any time; skipped
+//!  <- {"event": ...}                    at any time; skipped, unless one is waited for
 //! ```
 //!
-//! QEMU speaks to one client at a time, so a connection lives as long as a question.
+//! QEMU speaks to one client at a time, so a connection lives as long as a question, or as
+//! the move of a machine.
 
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use rustix::io::retry_on_intr;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
@@ -90,6 +95,83 @@ pub enum Command<'a> {
     /// What does the balloon leave to the guest?
     #[serde(rename = "query-balloon")]
     QueryBalloon,
+    /// How a machine is moved to or from another process.
+    #[serde(rename = "migrate-set-capabilities")]
+    MigrateSetCapabilities {
+        /// Those that are to change.
+        capabilities: &'a [Capability],
+    },
+    /// Keeps the descriptor that comes along, under a name.
+    #[serde(rename = "getfd")]
+    GetFd {
+        /// For `fd:NAME`.
+        fdname: &'a str,
+    },
+    /// Writes the machine to somewhere.
+    Migrate {
+        /// Where.
+        uri: &'a str,
+    },
+    /// Takes a machine over, which QEMU was started to wait for.
+    #[serde(rename = "migrate-incoming")]
+    MigrateIncoming {
+        /// Where it comes from.
+        uri: &'a str,
+    },
+    /// How far is that?
+    #[serde(rename = "query-migrate")]
+    QueryMigrate,
+    /// What is a property of an object?
+    #[serde(rename = "qom-get")]
+    QomGet {
+        /// The object.
+        path: &'a str,
+        /// Its property.
+        property: &'a str,
+    },
+    /// Plugs a device in.
+    DeviceAdd {
+        /// Its kind.
+        driver: &'a str,
+        /// Its name.
+        id: &'a str,
+        /// Where.
+        bus: &'a str,
+        /// The character device that it speaks to its back end by.
+        chardev: &'a str,
+        /// Whether it offers event indices: `on` or `off`.
+        event_idx: &'a str,
+    },
+}
+
+/// A way of moving a machine, on or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Capability {
+    capability: &'static str,
+    state: bool,
+}
+
+impl Capability {
+    /// This one, on.
+    pub fn on(capability: &'static str) -> Capability {
+        Capability {
+            capability,
+            state: true,
+        }
+    }
+}
+
+/// How far a machine has been moved (`MigrationStatus` in QEMU's qapi/migration.json).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Migration {
+    /// It is there.
+    Completed,
+    /// It never will be.
+    Failed,
+    /// In between, or not begun.
+    #[serde(other)]
+    UnderWay,
 }
 
 #[derive(Deserialize)]
@@ -116,6 +198,14 @@ struct Event {
 #[derive(Deserialize)]
 struct Status {
     status: RunState,
+}
+
+#[derive(Deserialize)]
+struct Moved {
+    /// Not there before the first step.
+    status: Option<Migration>,
+    #[serde(rename = "error-desc")]
+    error: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -148,6 +238,11 @@ impl Qmp {
         Ok(qmp)
     }
 
+    /// Gives what follows another time limit.
+    pub fn extend(&mut self, deadline: Deadline) {
+        self.deadline = deadline;
+    }
+
     /// Carries a command out whose answer says nothing.
     pub fn execute(&mut self, command: Command<'_>) -> Result<(), Fault> {
         self.ask::<IgnoredAny>(command).map(drop)
@@ -165,7 +260,66 @@ impl Qmp {
             .map(|balloon| balloon.actual)
     }
 
+    /// Waits until the machine has been moved.
+    ///
+    /// # Errors
+    /// QEMU failed; its words.
+    pub fn await_migration(&mut self) -> Result<(), Fault> {
+        loop {
+            let moved = self.ask::<Moved>(Command::QueryMigrate)?;
+            match moved.status.unwrap_or(Migration::UnderWay) {
+                Migration::Completed => return Ok(()),
+                Migration::Failed => {
+                    let why = moved
+                        .error
+                        .unwrap_or_else(|| "it does not say why".to_owned());
+                    let what = format!("move a machine to or from a file: QEMU failed: {why}");
+                    return Err(Fault::new(FaultKind::Other, what));
+                }
+                Migration::UnderWay => self.await_event()?,
+            }
+        }
+    }
+
+    /// Whether there is a device that was given this name.
+    pub fn has_device(&mut self, id: &str) -> Result<bool, Fault> {
+        let path = format!("/machine/peripheral/{id}");
+        let asked = self.execute(Command::QomGet {
+            path: &path,
+            property: "type",
+        });
+        match asked {
+            Err(fault) if fault.kind == FaultKind::Missing => Ok(false),
+            asked => asked.map(|()| true),
+        }
+    }
+
+    /// Hands a descriptor over, for `fd:NAME`.
+    pub fn give_descriptor(&mut self, name: &str, file: BorrowedFd<'_>) -> Result<(), Fault> {
+        let command = Command::GetFd { fdname: name };
+        self.ask_with::<IgnoredAny>(command, Some(file)).map(drop)
+    }
+
+    /// Waits until QEMU tells that something has happened. What happened before the last
+    /// answer is in that answer; it is not told again.
+    pub fn await_event(&mut self) -> Result<(), Fault> {
+        let attempt = "wait for QEMU";
+        let line = self.read_line(attempt)?;
+        match serde_json::from_slice::<Event>(&line) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Fault::new(FaultKind::Other, format!("{attempt}: {error}"))),
+        }
+    }
+
     fn ask<T: for<'de> Deserialize<'de>>(&mut self, command: Command<'_>) -> Result<T, Fault> {
+        self.ask_with(command, None)
+    }
+
+    fn ask_with<T: for<'de> Deserialize<'de>>(
+        &mut self,
+        command: Command<'_>,
+        file: Option<BorrowedFd<'_>>,
+    ) -> Result<T, Fault> {
         let attempt = format!("tell QEMU to {}", command.word());
         let mut line = serde_json::to_vec(&command).expect("texts and numbers are JSON");
         line.push(b'\n');
@@ -173,7 +327,7 @@ impl Qmp {
         let stream = self.stream.get_mut();
         stream
             .set_write_timeout(Some(left))
-            .and_then(|()| stream.write_all(&line))
+            .and_then(|()| send(stream, &line, file))
             .map_err(|error| io_fault(&attempt, error))?;
         match self.read(&attempt)? {
             Line::Return(value) => Ok(value),
@@ -227,8 +381,30 @@ impl Command<'_> {
             Command::BlockResize { .. } => "block_resize",
             Command::Balloon { .. } => "balloon",
             Command::QueryBalloon => "query-balloon",
+            Command::MigrateSetCapabilities { .. } => "migrate-set-capabilities",
+            Command::GetFd { .. } => "getfd",
+            Command::Migrate { .. } => "migrate",
+            Command::MigrateIncoming { .. } => "migrate-incoming",
+            Command::QueryMigrate => "query-migrate",
+            Command::QomGet { .. } => "qom-get",
+            Command::DeviceAdd { .. } => "device_add",
         }
     }
+}
+
+/// Sends a line, and a descriptor with its first byte.
+fn send(stream: &mut UnixStream, line: &[u8], file: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let Some(file) = file else {
+        return stream.write_all(line);
+    };
+    let files = [file];
+    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut message = SendAncillaryBuffer::new(&mut room);
+    let fits = message.push(SendAncillaryMessage::ScmRights(&files));
+    debug_assert!(fits, "the room is for one descriptor");
+    let parts = [IoSlice::new(line)];
+    let sent = retry_on_intr(|| sendmsg(&*stream, &parts, &mut message, SendFlags::NOSIGNAL))?;
+    stream.write_all(&line[sent..])
 }
 
 impl Refusal {
@@ -332,11 +508,26 @@ mod tests {
         assert_eq!(text(resize), resized);
         let balloon = r#"{"execute":"balloon","arguments":{"value":134217728}}"#;
         assert_eq!(text(Command::Balloon { value: 128 << 20 }), balloon);
+        let capabilities = [Capability::on("events")];
+        let set = Command::MigrateSetCapabilities {
+            capabilities: &capabilities,
+        };
+        let able = r#"{"execute":"migrate-set-capabilities","arguments":{"capabilities":[{"capability":"events","state":true}]}}"#;
+        assert_eq!(text(set), able);
+        let incoming = Command::MigrateIncoming { uri: "fd:5" };
+        let from = r#"{"execute":"migrate-incoming","arguments":{"uri":"fd:5"}}"#;
+        assert_eq!(text(incoming), from);
+        let given = Command::GetFd { fdname: "state" };
+        assert_eq!(
+            text(given),
+            r#"{"execute":"getfd","arguments":{"fdname":"state"}}"#
+        );
         for command in [
             Command::QmpCapabilities,
             Command::Stop,
             Command::QueryStatus,
             Command::QueryBalloon,
+            Command::QueryMigrate,
         ] {
             let word = format!(r#"{{"execute":"{}"}}"#, command.word());
             assert_eq!(text(command), word);

@@ -12,11 +12,12 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use crate::host::Settings;
 use crate::host::appear::{Appearance, wait_for_socket};
 use crate::host::cgroup::Groups;
 use crate::host::console;
 use crate::host::fault::fault;
-use crate::host::identity::{self, Separation};
+use crate::host::identity::{self, Identity, Separation};
 use crate::host::launch::{Errors, Launch, Launched};
 use crate::host::layout::Layout;
 use crate::host::process::{Children, Marker, Process, find, kill_all};
@@ -31,7 +32,8 @@ use crate::plan::step::{Fault, FaultKind, LiveSizes, Machine, Presence};
 use super::guest_memory;
 use super::initrd::{self, OwnProgram};
 use super::logs::KEEPER_LIMIT;
-use super::machine::Parts;
+use super::machine::{Beginning, Parts};
+use super::template::Templates;
 use super::{ControlSocket, Deadline, GuestState, Vmm, clock, vsock_backend};
 
 /// How long a program may take to answer after it started, on a loaded machine.
@@ -57,17 +59,21 @@ pub struct Vmms {
     work: PathBuf,
     pub(super) children: Children,
     clock: OnceLock<Option<HostClock>>,
+    /// Where there are any.
+    pub(super) templates: Option<Templates>,
 }
 
 impl Vmms {
     /// For VMs whose files lie where `layout` says. `own_program` becomes launcher and
     /// `/init`.
-    pub fn new(layout: Layout, programs: Programs, own_program: OwnProgram) -> Vmms {
+    pub fn new(layout: Layout, settings: &Settings, own_program: OwnProgram) -> Vmms {
+        let templates = || Templates::at(layout.machines());
         Vmms {
+            templates: settings.templates.then(templates),
             work: layout.run_directories(),
             separation: Separation::discover(),
             layout,
-            programs,
+            programs: settings.programs.clone(),
             own_program,
             groups: Groups::discover(),
             children: Children::default(),
@@ -83,6 +89,16 @@ impl Vmms {
     /// Whether VMs have users of their own.
     pub fn separation(&self) -> &Separation {
         &self.separation
+    }
+
+    /// Who a machine's VMM runs as; `None` is who we are.
+    pub(super) fn user_of(&self, parts: &Parts) -> Option<Identity> {
+        match parts.beginning {
+            Beginning::ForTemplate { .. } => self.separation.maker(),
+            Beginning::Kernel | Beginning::FromTemplate { .. } => {
+                self.separation.identity(parts.vm)
+            }
+        }
     }
 
     /// The VMM's process, pinned, if it lives: readable when it ends.
@@ -161,19 +177,34 @@ impl Vmms {
 
     /// Makes the VMM run and answer; its guest does not run.
     pub fn ensure_vmm(&self, vm: VmId, machine: &Machine) -> Result<(), Fault> {
+        let outcome = self.make_vmm_run(vm, machine);
+        self.forget_foreseen(vm);
+        outcome
+    }
+
+    fn make_vmm_run(&self, vm: VmId, machine: &Machine) -> Result<(), Fault> {
         if self.probe_vmm(vm, machine)? == Presence::Present {
             return Ok(());
         }
         self.clear_vmm(vm, machine)?;
         let parts = self.parts(vm, machine)?;
-        let vmm = super::of(machine.kind);
-        let way = self.way(&parts)?;
+        match self.start_from_template(machine, &parts)? {
+            true => Ok(()),
+            false => self.start_vmm(&parts),
+        }
+    }
+
+    /// Starts a VMM and waits until it answers.
+    pub(super) fn start_vmm(&self, parts: &Parts) -> Result<(), Fault> {
+        let vm = parts.vm;
+        let vmm = super::of(parts.kind);
+        let way = self.way(parts)?;
         let control = match vmm.control() {
             ControlSocket::Given => Some(bind(&parts.control)?),
             ControlSocket::Made => None,
         };
         let (told, errors) = self.log_pipe(vm)?;
-        let (keeper, console) = self.start_keeper(&parts, told)?;
+        let (keeper, console) = self.start_keeper(parts, told)?;
         let launched = Launch {
             program: &way.program,
             arguments: way.arguments,
@@ -187,7 +218,7 @@ impl Vmms {
             ..self.launch(vm, errors, &parts.log)
         }
         .start()?;
-        let outcome = self.await_answer(vmm, launched, &parts, &keeper.process);
+        let outcome = self.await_answer(vmm, launched, parts, &keeper.process);
         self.children.adopt(keeper.process.child());
         outcome
     }
@@ -216,6 +247,9 @@ impl Vmms {
     /// have the guest's memory mapped, and giving that back is most of what their ends
     /// take ([`guest_memory`]). That it has ended is for its own step to see.
     pub fn absent_vmm(&self, vm: VmId, machine: &Machine) -> Result<(), Fault> {
+        if let Some(templates) = &self.templates {
+            templates.ended(vm);
+        }
         let dying = self.vmm_processes(vm)?;
         let _until_it_has_ended = guest_memory::hold(&dying);
         for process in dying.iter().chain(&self.vsock_processes(vm)?) {
@@ -226,7 +260,7 @@ impl Vmms {
         self.clear_vmm(vm, machine)
     }
 
-    fn clear_vmm(&self, vm: VmId, machine: &Machine) -> Result<(), Fault> {
+    pub(super) fn clear_vmm(&self, vm: VmId, machine: &Machine) -> Result<(), Fault> {
         self.end(self.vmm_processes(vm)?, "VMM", vm)?;
         self.end_keeper(vm)?;
         if machine.kind == VmmKind::Firecracker {
@@ -245,7 +279,8 @@ impl Vmms {
         let control = self.layout.control_socket(vm);
         let answer = super::of(machine.kind).state(&control, Deadline::after(PROBE_LIMIT));
         Ok(match answer {
-            Ok(GuestState::Ended) | Err(_) => Presence::Different,
+            Ok(GuestState::Ended | GuestState::Unfinished) | Err(_) => Presence::Different,
+            Ok(_) if self.makes_template(vm)? => Presence::Different,
             Ok(_) => Presence::Present,
         })
     }
@@ -292,7 +327,7 @@ impl Vmms {
             match super::of(kind).state(&control, Deadline::after(CALL_LIMIT))? {
                 GuestState::Running => Presence::Present,
                 GuestState::NotStarted | GuestState::Ended => Presence::Absent,
-                GuestState::Paused => Presence::Different,
+                GuestState::Paused | GuestState::Unfinished => Presence::Different,
             },
         )
     }
@@ -309,7 +344,7 @@ impl Vmms {
         super::of(kind).memory_left(&control, memory, Deadline::after(PROBE_LIMIT))
     }
 
-    fn parts(&self, vm: VmId, machine: &Machine) -> Result<Parts, Fault> {
+    pub(super) fn parts(&self, vm: VmId, machine: &Machine) -> Result<Parts, Fault> {
         let initrd = self.initrd(machine)?;
         let clock = self.clock(machine.kind);
         Ok(Parts::new(&self.layout, vm, machine, initrd, clock))
@@ -325,7 +360,12 @@ impl Vmms {
         )
     }
 
-    fn clock(&self, kind: VmmKind) -> Option<HostClock> {
+    /// Our own program, as guests run it.
+    pub(super) fn own_program(&self) -> &OwnProgram {
+        &self.own_program
+    }
+
+    pub(super) fn clock(&self, kind: VmmKind) -> Option<HostClock> {
         (kind == VmmKind::QemuTcg)
             .then(|| *self.clock.get_or_init(clock::measure))
             .flatten()

@@ -34,7 +34,7 @@ impl Vmms {
     /// The way of this machine, with its files made ready for it.
     pub(super) fn way(&self, parts: &Parts) -> Result<Way, Fault> {
         let vmm = of(parts.kind);
-        let user = self.separation().identity(parts.vm);
+        let user = self.user_of(parts);
         let files = vmm.files(parts);
         check(&files)?;
         if let Some(user) = &user {
