@@ -60,29 +60,48 @@ fn back_end(words: &[String]) {
     let _connection = vmm.accept();
 }
 
-/// The monitor's side of the protocol, to one client after another.
+/// The monitor's side of the protocol, to one client after another. A machine for a template
+/// stops as soon as it runs, and one that begins from it needs all that a real one needs.
 fn monitor(words: &[String]) {
     let prefix = "socket,id=vsock,path=";
     let vhost = words.iter().find_map(|word| word.strip_prefix(prefix));
-    let vhost = PathBuf::from(vhost.expect("every machine has a vsock"));
-    let calls = vhost.with_file_name(format!("vsock_{CONTROL_PORT}"));
+    let calls = vhost.map(|vhost| {
+        let vhost = PathBuf::from(vhost);
+        vhost.with_file_name(format!("vsock_{CONTROL_PORT}"))
+    });
     let control = take_inherited(CONTROL_DESCRIPTOR).expect("the launcher passes it");
-    let mut status = "prelaunch";
+    let mut status = match words.iter().any(|word| word == "-incoming") {
+        true => "inmigrate",
+        false => "prelaunch",
+    };
     for client in UnixListener::from(control).incoming() {
         let mut client = client.expect("a listener of ours accepts");
         let lines = BufReader::new(client.try_clone().expect("a copy")).lines();
         say(&mut client, "{\"QMP\": {}}");
         for line in lines.map_while(Result::ok) {
-            if line.contains("query-status") {
+            let orders = |word: &str| line.contains(&format!("\"{word}\""));
+            if orders("query-status") {
                 let answer = format!("{{\"return\": {{\"status\": \"{status}\"}}}}");
                 say(&mut client, &answer);
                 continue;
             }
+            if orders("query-migrate") {
+                say(&mut client, "{\"return\": {\"status\": \"completed\"}}");
+                continue;
+            }
             say(&mut client, "{\"return\": {}}");
-            if line.contains("\"cont\"") && status == "prelaunch" {
-                status = "running";
-                let calls = calls.clone();
-                thread::spawn(move || boot(&calls));
+            if orders("migrate-incoming") {
+                status = "guest-panicked";
+            }
+            if orders("cont") {
+                match calls.clone() {
+                    Some(calls) if status != "running" => {
+                        status = "running";
+                        thread::spawn(move || boot(&calls));
+                    }
+                    Some(_) => {}
+                    None => status = "guest-panicked",
+                }
             }
         }
     }

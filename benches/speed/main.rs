@@ -29,9 +29,15 @@ const IDLE: Duration = Duration::from_secs(20);
 fn main() {
     instant::play();
     own_share();
+    let cold = Banger::with_images(&[IMAGE]);
+    fs::write(cold.config(), "templates = false\n").expect("a fresh folder takes it");
     let banger = Banger::with_images(&[IMAGE]);
-    banger.ok(&["vm", "run", "--rm", "--image", IMAGE, "--", "true"]);
-    start(&banger);
+    // For `waits`.
+    fs::write(banger.config(), "log_level = \"debug\"\n").expect("a fresh folder takes it");
+    for banger in [&cold, &banger] {
+        banger.ok(&["vm", "run", "--rm", "--image", IMAGE, "--", "true"]);
+    }
+    start(&banger, &cold);
     banger.boot("a");
     exec(&banger);
     processes(&banger);
@@ -63,32 +69,51 @@ fn own_share() {
     row("our share of vm delete", &Times::of(deleted));
 }
 
-/// `vm run --rm -- true` against the bare VMM, taken in turns.
-fn start(banger: &Banger) {
-    let bare = Bare::of(banger);
-    let (mut ours, mut theirs, mut modules) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        ours.push(time(|| {
+/// `vm run --rm -- true` against the bare VMM, taken in turns: from a template, and in a
+/// daemon that has none.
+fn start(banger: &Banger, cold: &Banger) {
+    let bare = Bare::of(cold);
+    let run = |banger: &Banger| {
+        time(|| {
             banger.ok(&["vm", "run", "--rm", "--image", IMAGE, "--", "true"]);
-        }));
+        })
+    };
+    let (mut ours, mut booted) = (Vec::new(), Vec::new());
+    let (mut theirs, mut modules) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        ours.push(run(banger));
+        booted.push(run(cold));
         theirs.push(bare.time_to_call());
-        modules.push(bare::time_in_init(banger));
+        modules.push(bare::time_in_init(cold));
     }
-    let (ours, theirs) = (Times::of(ours), Times::of(theirs));
-    let modules = Times::of(modules);
+    let (ours, booted) = (Times::of(ours), Times::of(booted));
+    let (theirs, modules) = (Times::of(theirs), Times::of(modules));
     row("vm run --rm -- true", &ours);
+    row("  waiting for its memory", &Times::of(waits(banger)));
+    row("  its kernel booted, no template", &booted);
     row("bare VMM to the guest's call", &theirs);
     row("  of it /init, loading modules", &modules);
     let to_init = theirs.median.saturating_sub(modules.median);
     let name = "  so to /init";
     println!("{name:<36} {:>9.1} ms", milliseconds(to_init));
-    for (name, bare) in [
-        ("  ratio to the call", theirs.median),
-        ("  ratio to /init", to_init),
+    for (name, ours, bare) in [
+        ("  ratio to the call", &ours, theirs.median),
+        ("  ratio to /init", &ours, to_init),
+        ("  without a template, to the call", &booted, theirs.median),
+        ("  without a template, to /init", &booted, to_init),
     ] {
         let ratio = ours.median.as_secs_f64() / bare.as_secs_f64();
         println!("{name:<36} {ratio:>9.2}");
     }
+}
+
+/// How long each start from a template had to wait for its memory, after its VMM had come up
+/// and taken its machine over. The first one compares a sum besides, and is left out.
+fn waits(banger: &Banger) -> Vec<Duration> {
+    let log = fs::read_to_string(banger.state().join("bangerd.log")).expect("the daemon logs");
+    let waited = log.lines().filter(|line| line.contains("memory filled"));
+    let waited = waited.map(|line| Duration::from_micros(number(line, " waited_us=")));
+    waited.skip(1).collect()
 }
 
 fn exec(banger: &Banger) {
