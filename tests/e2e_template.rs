@@ -39,7 +39,7 @@ fn went_on(banger: &Banger, vm: &str) -> bool {
 }
 
 #[test]
-fn guests_of_one_template_share_nothing_that_is_random_and_know_the_time() {
+fn guests_of_one_template_share_nothing_that_is_random() {
     let banger = room();
     // The log of whoever pulled the images comes with them.
     banger.ok(&["vm", "list"]);
@@ -78,21 +78,6 @@ fn guests_of_one_template_share_nothing_that_is_random_and_know_the_time() {
     drawn.sort();
     drawn.dedup();
     assert_eq!(drawn.len(), 4 * 3, "{drawn:?}");
-
-    for vm in vms {
-        let now = || {
-            std::time::UNIX_EPOCH
-                .elapsed()
-                .expect("after 1970")
-                .as_secs()
-        };
-        let before = now();
-        let guest: u64 = banger.exec(vm, &["date", "+%s"]).parse().expect("seconds");
-        assert!(
-            (before - 1..=now() + 1).contains(&guest),
-            "{before} {guest}"
-        );
-    }
 }
 
 #[test]

@@ -213,6 +213,9 @@ impl Actor {
             self.shell.forget_run(*vm, *run);
             self.low_stores.borrow_mut().remove(vm);
         }
+        if let Event::GuestReady { vm, .. } = &event {
+            self.shell.host.real().vmms().guest_is_ready(*vm);
+        }
         if let Event::StepDone { vm, token, result } = &event {
             self.shell.waits.remove(token);
             if let Err(fault) = result {
@@ -346,9 +349,7 @@ impl Actor {
         let Some(record) = self.mind.vm(vm).cloned() else {
             return;
         };
-        let host = self.shell.host.clone();
         let configure = Rc::new(move || {
-            host.real().vmms().guest_called(vm);
             let moment = super::guest_config::Moment {
                 now_ns: moment::now_ns(),
                 seed: moment::random_bytes(),

@@ -33,7 +33,7 @@ use super::guest_memory;
 use super::initrd::{self, OwnProgram};
 use super::logs::KEEPER_LIMIT;
 use super::machine::{Beginning, Parts};
-use super::template::Templates;
+use super::template::{Begun, Templates};
 use super::{ControlSocket, Deadline, GuestState, Vmm, clock, vsock_backend};
 
 /// How long a program may take to answer after it started, on a loaded machine.
@@ -189,8 +189,30 @@ impl Vmms {
         self.clear_vmm(vm, machine)?;
         let parts = self.parts(vm, machine)?;
         match self.start_from_template(machine, &parts)? {
-            true => Ok(()),
-            false => self.start_vmm(&parts),
+            Begun::Yes => Ok(()),
+            Begun::No => self.start_vmm(&parts),
+            Begun::InVain { key } => {
+                self.start_vmm(&parts)?;
+                // It was not the machine's own fault, then.
+                self.count_failure(&key);
+                Ok(())
+            }
+        }
+    }
+
+    /// Waits until the vsock back end listens, as it does again when a VMM that it served
+    /// has ended.
+    pub(super) fn await_backend(&self, vm: VmId) -> Result<(), Fault> {
+        let vhost = self.layout.vhost_socket(vm);
+        let attempt = || format!("wait for {}", vhost.display());
+        let missing = || Fault::new(FaultKind::Exited, format!("{}: nobody makes it", attempt()));
+        let maker = self.watch_backend(vm)?.ok_or_else(missing)?;
+        let name = self.layout.as_seen_at_work(&vhost);
+        match wait_for_socket(&vhost, &name, &maker, START_LIMIT) {
+            Ok(Appearance::Listening) => Ok(()),
+            Ok(Appearance::MakerEnded) => Err(missing()),
+            Ok(Appearance::Late) => Err(Fault::new(FaultKind::Timeout, attempt())),
+            Err(error) => Err(fault(attempt(), error)),
         }
     }
 
@@ -250,6 +272,7 @@ impl Vmms {
         if let Some(templates) = &self.templates {
             templates.ended(vm);
         }
+        self.forget_foreseen(vm);
         let dying = self.vmm_processes(vm)?;
         let _until_it_has_ended = guest_memory::hold(&dying);
         for process in dying.iter().chain(&self.vsock_processes(vm)?) {

@@ -179,7 +179,7 @@ impl Shelf {
         for entry in fs::read_dir(&self.0)? {
             let path = entry?.path();
             if aside::is_abandoned(&path) {
-                fs::remove_file(&path)?;
+                remove_if_there(&path)?;
                 continue;
             }
             if path.extension().is_some_and(|ending| ending == ENDING)
@@ -193,7 +193,7 @@ impl Shelf {
         for (at, (_, size, path)) in found.iter().enumerate() {
             sum += size;
             if (sum > most_bytes && at > 0) || at >= most {
-                fs::remove_file(path)?;
+                remove_if_there(path)?;
             }
         }
         Ok(())
@@ -415,6 +415,14 @@ impl Template {
     /// Removes it: it is of no use. Another one that has its name by now stays.
     pub fn discard(&self) {
         remove(&self.path, &self.file);
+    }
+}
+
+/// Another daemon may tidy up as well.
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

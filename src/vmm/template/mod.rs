@@ -20,7 +20,7 @@
 //! means nothing on another processor: there are no templates then.
 //!
 //! Nothing depends on one. Where it cannot be made, does not fit or does not lead to a guest
-//! that calls, the kernel boots, this time or the next.
+//! that is ready, the kernel boots, this time or the next.
 
 mod aml;
 mod file;
@@ -65,13 +65,28 @@ struct Found {
     template: Arc<Template>,
 }
 
+/// Whether a machine has begun from a template. Its kernel is to boot otherwise.
+#[derive(Debug)]
+pub(super) enum Begun {
+    /// It has.
+    Yes,
+    /// There is none for it.
+    No,
+    /// It was to, and it came to nothing: if the kernel boots now, that counts against this
+    /// shape.
+    InVain {
+        /// The shape.
+        key: String,
+    },
+}
+
 /// What went wrong with a machine that was to begin from a template; its kernel boots.
 enum Trouble {
     /// This host lacks something that it takes, or the machine something without a template
     /// too, which will be told then.
     Host(Fault),
-    /// The template is of no use.
-    Template(Fault),
+    /// This template is of no use.
+    Template(Fault, Arc<Template>),
 }
 
 fn memory_size(parts: &Parts) -> u64 {
@@ -79,8 +94,7 @@ fn memory_size(parts: &Parts) -> u64 {
 }
 
 impl Vmms {
-    /// Starts a VMM from a template; whether it did. Otherwise the machine's kernel is to
-    /// boot, and why is in the log.
+    /// Starts a VMM from a template, where there is one. Why not is in the log.
     ///
     /// # Errors
     /// What was begun of it could not be undone.
@@ -88,40 +102,44 @@ impl Vmms {
         &self,
         machine: &Machine,
         parts: &Parts,
-    ) -> Result<bool, Fault> {
-        let Some(found) = self.template(machine, parts)? else {
-            return Ok(false);
+    ) -> Result<Begun, Fault> {
+        let Some(Found { key, template }) = self.template(machine, parts)? else {
+            return Ok(Begun::No);
         };
         let vm = parts.vm;
-        match self.begin_from(&found, parts.clone()) {
-            Ok(()) => return Ok(true),
+        match self.begin_from(&key, &template, parts.clone()) {
+            Ok(()) => return Ok(Begun::Yes),
             Err(Trouble::Host(fault)) => log::warn!("vm {vm} begins without a template: {fault}"),
-            Err(Trouble::Template(fault)) => {
+            Err(Trouble::Template(fault, used)) => {
                 log::warn!("vm {vm} begins without its template, which is removed: {fault}");
-                if let Some(templates) = &self.templates {
-                    templates.count_failure(&found.key, 1);
-                }
-                found.template.discard();
+                used.discard();
             }
         }
         self.clear_vmm(vm, machine)?;
-        // The one that served the QEMU before may be about to listen again, or to end.
-        self.absent_vsock_backend(vm)?;
-        self.ensure_vsock_backend(vm)?;
-        Ok(false)
+        self.await_backend(vm)?;
+        Ok(Begun::InVain { key })
+    }
+
+    /// Something came to nothing with a shape, and its kernel boots.
+    pub(super) fn count_failure(&self, key: &str) {
+        if let Some(templates) = &self.templates {
+            templates.count_failure(key, 1);
+        }
     }
 
     /// The stock of templates, for a machine that can begin from one.
-    fn stock_for(&self, machine: &Machine) -> Option<(&Templates, HostClock)> {
+    fn stock_for(&self, machine: &Machine) -> Option<&Templates> {
         let fits = machine.kind == VmmKind::QemuTcg && machine.memory <= MOST_MEMORY;
-        let templates = self.templates.as_ref().filter(|_| fits)?;
-        Some((templates, self.clock(machine.kind)?))
+        self.templates.as_ref().filter(|_| fits)
     }
 
     /// The template for a machine, made if it is missing. `None` where there is none to be
     /// had, or another start is making it.
     fn template(&self, machine: &Machine, parts: &Parts) -> Result<Option<Found>, Fault> {
-        let Some((templates, clock)) = self.stock_for(machine) else {
+        let Some(templates) = self.stock_for(machine) else {
+            return Ok(None);
+        };
+        let Some(clock) = self.clock(machine.kind) else {
             return Ok(None);
         };
         let key = match self.template_key(machine, parts) {
@@ -139,6 +157,12 @@ impl Vmms {
         let Some(_making) = templates.make(&key) else {
             return Ok(None);
         };
+        // Whoever made it a moment ago has made ours.
+        if let Some(template) = find() {
+            return Ok(Some(Found { key, template }));
+        }
+        // What was begun ahead is of one that is not there any more.
+        self.forget_foreseen(parts.vm);
         let made = self.make_template(&key, machine, parts, clock);
         // The machine that it was made of has done its work.
         self.clear_vmm(parts.vm, machine)?;
@@ -222,7 +246,7 @@ impl Vmms {
     /// A VM is about to be started as this machine: [`Vmms::foresee`] follows, and counts
     /// until its VMM has been started, or is not to be.
     pub fn expect_start(&self, vm: VmId, machine: &Machine) {
-        if let Some((templates, _)) = self.stock_for(machine) {
+        if let Some(templates) = self.stock_for(machine) {
             templates.expect(vm);
         }
     }
@@ -231,12 +255,16 @@ impl Vmms {
     /// there is a template. What the start makes before its VMM, and the VMM's own coming up,
     /// take about as long.
     pub fn foresee(&self, vm: VmId, machine: &Machine) {
-        let Some((templates, clock)) = self.stock_for(machine) else {
+        let Some(templates) = self.stock_for(machine) else {
             return;
         };
         let begun = || {
+            let clock = self.clock(machine.kind)?;
             let parts = self.parts(vm, machine).ok()?;
             let key = self.template_key(machine, &parts).ok()??;
+            if templates.is_left(&key) || !templates.has_room_ahead() {
+                return None;
+            }
             let size = memory_size(&parts);
             let template = templates.find(&key, size, clock)?;
             templates.fill(&template, size).ok()
@@ -254,50 +282,51 @@ impl Vmms {
         }
     }
 
-    /// A VM's guest has called: what it began from is of use.
-    pub fn guest_called(&self, vm: VmId) {
+    /// A VM's guest is ready: what it began from is of use.
+    pub fn guest_is_ready(&self, vm: VmId) {
         if let Some(templates) = &self.templates {
-            templates.proved(vm);
+            templates.prove(vm);
         }
     }
 
     /// Starts a VMM that has taken a template's machine over, with devices of this one.
-    fn begin_from(&self, found: &Found, parts: Parts) -> Result<(), Trouble> {
+    fn begin_from(&self, key: &str, found: &Arc<Template>, parts: Parts) -> Result<(), Trouble> {
         let Some(templates) = &self.templates else {
             return Ok(());
         };
         let vm = parts.vm;
-        let trouble = |error: io::Error| {
-            let path = found.template.path().display();
-            let attempt = format!("begin from the template {path}");
-            match error.kind() {
-                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
-                    Trouble::Template(fault(attempt, error))
-                }
-                _ => Trouble::Host(fault(attempt, error)),
-            }
-        };
-        let filling = match templates.take_ahead(vm) {
-            Some(ahead) => ahead,
-            None => {
-                let filling = templates.fill(&found.template, memory_size(&parts));
-                filling.map_err(trouble)?
-            }
-        };
-        // Of the template that the memory is of, should the other be newer.
+        let ahead = templates.take_ahead(vm);
+        // Of this shape, if perhaps of an older template: state and memory are of one then.
+        let ahead = ahead.filter(|ahead| ahead.template.path() == found.path());
+        let filling = ahead.map_or_else(|| templates.fill(found, memory_size(&parts)), Ok);
+        let host = |error: io::Error| Trouble::Host(fault("fill a guest's memory", error));
+        let filling = filling.map_err(host)?;
         let template = filling.template.clone();
+        let useless = |fault| Trouble::Template(fault, template.clone());
         let parts = parts.from_template(filling.memory.path(), template.state());
         self.start_vmm(&parts).map_err(Trouble::Host)?;
         let limit = || Deadline::after(CALL_LIMIT);
-        let taken = talk::take_over(&parts.control, limit()).map_err(Trouble::Template)?;
+        let taken = talk::take_over(&parts.control, limit()).map_err(|fault| match fault.kind {
+            FaultKind::Timeout => Trouble::Host(fault),
+            // A QEMU that finds another machine in it ends.
+            _ => useless(fault),
+        })?;
         let waits = Instant::now();
-        let took = templates.finish(filling).map_err(trouble)?;
+        let took = templates.finish(filling).map_err(|error| {
+            let attempt = format!("begin from the template {}", template.path().display());
+            match error.kind() {
+                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+                    useless(fault(attempt, error))
+                }
+                _ => Trouble::Host(fault(attempt, error)),
+            }
+        })?;
         log::debug!(
             vm:%, us = took.as_micros() as u64, waited_us = waits.elapsed().as_micros() as u64;
             "memory filled"
         );
         taken.plug_vsock(limit()).map_err(Trouble::Host)?;
-        templates.try_out(vm, &found.key, &template);
+        templates.try_out(vm, key, &template);
         Ok(())
     }
 

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::model::ids::VmId;
 use crate::plan::boot_args::HostClock;
+use crate::plan::retry::STEPS_AT_ONCE;
 
 use super::file::{Memory, Shelf, Template};
 
@@ -34,8 +35,10 @@ pub struct Templates {
     checked: Mutex<HashSet<PathBuf>>,
     /// VMs that are about to be started, with their memory once it has been begun.
     ahead: Mutex<HashMap<VmId, Option<Filling>>>,
-    /// VMs that began from a template and have not called yet.
+    /// VMs that began from a template and are not ready yet.
     trials: Mutex<HashMap<VmId, (String, Arc<Template>)>>,
+    /// Keys whose template has led to a guest that was ready.
+    proved: Mutex<HashSet<String>>,
 }
 
 /// A memory that a thread is filling.
@@ -86,6 +89,7 @@ impl Templates {
             checked: Mutex::default(),
             ahead: Mutex::default(),
             trials: Mutex::default(),
+            proved: Mutex::default(),
         }
     }
 
@@ -123,10 +127,10 @@ impl Templates {
         })
     }
 
-    /// A template has been written at this path: what was known of another one there is
-    /// void.
+    /// A template of this key has been written: what was known of another one is void.
     pub fn written(&self, key: &str) {
         locked(&self.checked).remove(&self.shelf.name(key));
+        locked(&self.proved).remove(key);
     }
 
     /// Begins to fill a memory of so many bytes.
@@ -170,6 +174,12 @@ impl Templates {
         drop(before);
     }
 
+    /// Whether another memory may be begun ahead: no more than starts are under way at once.
+    pub fn has_room_ahead(&self) -> bool {
+        let ahead = locked(&self.ahead);
+        ahead.values().flatten().count() < STEPS_AT_ONCE
+    }
+
     /// A memory was begun for a VM; let go if nobody expects its start any more.
     pub fn put_ahead(&self, vm: VmId, filling: Filling) {
         let mut ahead = locked(&self.ahead);
@@ -194,19 +204,23 @@ impl Templates {
         drop(before);
     }
 
-    /// The VM's guest lives.
-    pub fn proved(&self, vm: VmId) {
+    /// The VM's guest is ready.
+    pub fn prove(&self, vm: VmId) {
         let trial = locked(&self.trials).remove(&vm);
         if let Some((key, _)) = trial {
             locked(&self.failures).remove(&key);
+            locked(&self.proved).insert(key);
         }
     }
 
-    /// The VM's VMM is to end. If its guest never called, its template is not trusted again.
+    /// The VM's VMM is to end. If its guest was never ready, nor any other from its template,
+    /// that one is not trusted again. After one that was, it is this VM's own affair.
     pub fn ended(&self, vm: VmId) {
         let trial = locked(&self.trials).remove(&vm);
-        if let Some((key, template)) = trial {
-            log::warn!("vm {vm} ended before its guest had called; its template is removed");
+        if let Some((key, template)) = trial
+            && !locked(&self.proved).contains(&key)
+        {
+            log::warn!("vm {vm} ends before its guest was ready; its template is removed");
             self.count_failure(&key, 1);
             template.discard();
         }
@@ -263,35 +277,47 @@ mod tests {
         assert!(locked(&stock.ahead).is_empty());
     }
 
+    /// Makes a template and has a VM begin from it.
+    fn begin(stock: &Templates, vm: VmId) {
+        put(&stock.shelf, "a", b"one machine");
+        stock.written("a");
+        let template = find(stock, "a").unwrap();
+        stock.try_out(vm, "a", &template);
+    }
+
     #[test]
-    fn a_template_whose_guest_never_calls_is_removed_and_its_shape_left_at_last() {
+    fn a_template_without_a_guest_that_was_ready_is_removed_and_its_shape_left_at_last() {
         let (_folder, stock) = stock();
         let vm = VmId::from_bits(1);
-        let begin = || {
-            put(&stock.shelf, "a", b"one machine");
-            let template = find(&stock, "a").unwrap();
-            stock.try_out(vm, "a", &template);
-        };
-        begin();
-        stock.proved(vm);
-        stock.ended(vm);
-        assert!(find(&stock, "a").is_some());
-        for _ in 1..TRIES {
-            begin();
+        for tries in 0..TRIES {
+            assert!(!stock.is_left("a"), "after {tries}");
+            begin(&stock, vm);
             stock.ended(vm);
             assert!(find(&stock, "a").is_none());
-            assert!(!stock.is_left("a"));
-        }
-        // One that works makes up for them.
-        begin();
-        stock.proved(vm);
-        for _ in 0..TRIES {
-            assert!(!stock.is_left("a"));
-            begin();
-            stock.ended(vm);
         }
         assert!(stock.is_left("a"));
         assert!(!stock.is_left("b"));
+    }
+
+    /// Symptom: Ctrl-C while a guest booted took the template away from all others.
+    #[test]
+    fn a_template_that_has_led_to_a_ready_guest_is_kept_whatever_becomes_of_others() {
+        let (_folder, stock) = stock();
+        let [one, other] = [1, 2].map(VmId::from_bits);
+        stock.count_failure("a", TRIES - 1);
+        begin(&stock, one);
+        stock.prove(one);
+        for _ in 0..TRIES {
+            let template = find(&stock, "a").unwrap();
+            stock.try_out(other, "a", &template);
+            stock.ended(other);
+        }
+        assert!(find(&stock, "a").is_some() && !stock.is_left("a"));
+        // A new one has to prove itself.
+        find(&stock, "a").unwrap().discard();
+        begin(&stock, other);
+        stock.ended(other);
+        assert!(find(&stock, "a").is_none());
     }
 
     #[test]
