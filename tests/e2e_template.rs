@@ -80,6 +80,35 @@ fn guests_of_one_template_share_nothing_that_is_random() {
     assert_eq!(drawn.len(), 4 * 3, "{drawn:?}");
 }
 
+/// When a VM's work disk was mounted last, by its superblock: seconds since the epoch.
+fn mounted_at(banger: &Banger, vm: &str) -> u64 {
+    let view = banger.json(&["vm", "show", vm]);
+    let id = view["id"].as_str().expect("a VM has an id");
+    let disk = fs::File::open(banger.state().join("vms").join(id).join("work.ext4"));
+    let mut time = [0; 4];
+    let disk = disk.expect("a VM has a work disk");
+    disk.read_exact_at(&mut time, 1024 + 0x2c)
+        .expect("it has a superblock");
+    u32::from_le_bytes(time).into()
+}
+
+/// Symptom: disks were mounted in the time of the template; the host's answer came later.
+#[test]
+fn a_guest_from_a_template_knows_the_time_before_it_mounts_a_disk() {
+    let banger = room();
+    banger.boot("a");
+    // Some seconds pass.
+    for _ in 0..4 {
+        banger.ok(&["vm", "restart", "a"]);
+    }
+    let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970");
+    banger.ok(&["vm", "restart", "a"]);
+    assert!(went_on(&banger, "a"));
+    banger.ok(&["vm", "stop", "a"]);
+    let mounted = mounted_at(&banger, "a");
+    assert!(mounted + 1 >= now.as_secs(), "{mounted} and {now:?}");
+}
+
 #[test]
 fn each_shape_has_a_template_and_none_is_made_where_none_is_wanted() {
     let banger = room();
