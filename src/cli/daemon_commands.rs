@@ -92,17 +92,19 @@ impl DaemonStop {
 
 /// Waits until the daemon has saved and gone: the next command must not meet it.
 fn wait_for_end(process: &OwnedFd) -> Result<(), Failure> {
-    let limit = Timespec {
-        tv_sec: STOP_LIMIT.as_secs() as i64,
-        tv_nsec: 0,
-    };
-    let mut polled = [PollFd::new(process, PollFlags::IN)];
-    match rustix::io::retry_on_intr(|| poll(&mut polled, Some(&limit))) {
-        Ok(0) => Err(
+    match ends_within(process, STOP_LIMIT) {
+        Ok(false) => Err(
             Failure::failed("stop bangerd: it is still finishing what it had begun")
                 .hint("`banger daemon status` names its log."),
         ),
-        Ok(_) => Ok(()),
+        Ok(true) => Ok(()),
         Err(error) => Err(Failure::failed("wait for bangerd to end").because(error)),
     }
+}
+
+/// Whether a process, by its pidfd, ends in this time.
+pub fn ends_within(process: &OwnedFd, limit: Duration) -> rustix::io::Result<bool> {
+    let limit = Timespec::try_from(limit).expect("a minute fits");
+    let mut polled = [PollFd::new(process, PollFlags::IN)];
+    rustix::io::retry_on_intr(|| poll(&mut polled, Some(&limit))).map(|ready| ready > 0)
 }

@@ -18,19 +18,23 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FlockOperation;
-use rustix::io::{FdFlags, retry_on_intr};
+use rustix::io::FdFlags;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::daemon_commands::ends_within;
 use super::{client, render};
 use crate::failure::{Failure, FailureKind};
 use crate::host::layout::Layout;
 use crate::host::layout::refused::Directory;
 use crate::proto::reply::{READY_LINE, READY_VARIABLE, WireFailure};
 use crate::sys::session::{ControllingTerminal, lead_session};
+
+/// How long a daemon that could not begin may take to end.
+const END_LIMIT: Duration = Duration::from_secs(5);
 
 /// Connects to the daemon, which is started if none listens.
 ///
@@ -152,18 +156,13 @@ fn start(layout: &Layout, log: &Path) -> Result<(), Failure> {
     Err(with_places(failure, log, layout))
 }
 
-/// Waits for the end of a daemon that could not begin, as long as that may take.
+/// Waits for the end of a daemon that could not begin, as long as that may take. Late or not,
+/// what it said is what the user is told.
 fn reap(daemon: &mut Child) {
-    let limit = Timespec {
-        tv_sec: 5,
-        tv_nsec: 0,
-    };
     let pid = i32::try_from(daemon.id()).ok().and_then(Pid::from_raw);
-    let ended = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-    if let Some(ended) = ended {
-        let mut polled = [PollFd::new(&ended, PollFlags::IN)];
-        // Late or not, what it said is what the user is told.
-        let _ = retry_on_intr(|| poll(&mut polled, Some(&limit)));
+    let process = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    if let Some(process) = process {
+        let _ = ends_within(&process, END_LIMIT);
     }
     let _ = daemon.try_wait();
 }

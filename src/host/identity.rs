@@ -5,7 +5,9 @@
 //!  uid = gid = 2013265920 + the low 27 bits of the VM's id      (0x78000000 to 0x7fffffff)
 //! ```
 //!
-//! No two VMs of one daemon share these bits. The range lies above what distributions,
+//! No two VMs of one daemon share these bits. The number before the first is for VMMs of
+//! which templates are made: what other VMs will go on from is nothing that a VM's user may
+//! touch. The range lies above what distributions,
 //! systemd, subordinate ids and directory services hand out, and below 2^31, where some
 //! programs take a uid for a negative number (systemd's docs/UIDS-GIDS.md calls it
 //! unused). Nobody has to make the users: a uid needs no entry anywhere.

@@ -115,4 +115,22 @@ mod tests {
         assert_eq!(package(&[7; 62])[0], 63);
         assert_eq!(package(&[7; 63])[..2], [0x41, 4]);
     }
+
+    /// A device without a slot would not be seen by the guest, and nobody would say so.
+    #[test]
+    fn there_are_as_many_slots_as_a_machine_has_devices() {
+        use crate::model::net::NetMode;
+        use crate::model::vm::VmmKind;
+        use crate::vmm::machine::tests::parts;
+        use crate::vmm::{Vmm, qemu::Qemu};
+
+        let parts = parts(VmmKind::QemuTcg, NetMode::Nat);
+        let parts = parts.from_template("/p/memory".into(), "/p/state".into());
+        let words = Qemu.arguments(&parts);
+        let devices = words.iter().filter(|word| {
+            let word = word.to_str().expect("paths of a test are text");
+            word.starts_with("virtio-") && word.contains("-device")
+        });
+        assert_eq!(devices.count(), SLOTS);
+    }
 }

@@ -103,11 +103,14 @@ impl Vmms {
         machine: &Machine,
         parts: &Parts,
     ) -> Result<Begun, Fault> {
-        let Some(Found { key, template }) = self.template(machine, parts)? else {
+        let Some(templates) = self.stock_for(machine) else {
+            return Ok(Begun::No);
+        };
+        let Some(Found { key, template }) = self.template(templates, machine, parts)? else {
             return Ok(Begun::No);
         };
         let vm = parts.vm;
-        match self.begin_from(&key, &template, parts.clone()) {
+        match self.begin_from(templates, &key, &template, parts.clone()) {
             Ok(()) => return Ok(Begun::Yes),
             Err(Trouble::Host(fault)) => log::warn!("vm {vm} begins without a template: {fault}"),
             Err(Trouble::Template(fault, used)) => {
@@ -135,10 +138,12 @@ impl Vmms {
 
     /// The template for a machine, made if it is missing. `None` where there is none to be
     /// had, or another start is making it.
-    fn template(&self, machine: &Machine, parts: &Parts) -> Result<Option<Found>, Fault> {
-        let Some(templates) = self.stock_for(machine) else {
-            return Ok(None);
-        };
+    fn template(
+        &self,
+        templates: &Templates,
+        machine: &Machine,
+        parts: &Parts,
+    ) -> Result<Option<Found>, Fault> {
         let Some(clock) = self.clock(machine.kind) else {
             return Ok(None);
         };
@@ -163,7 +168,7 @@ impl Vmms {
         }
         // What was begun ahead is of one that is not there any more.
         self.forget_foreseen(parts.vm);
-        let made = self.make_template(&key, machine, parts, clock);
+        let made = self.make_template(templates, &key, machine, parts, clock);
         // The machine that it was made of has done its work.
         self.clear_vmm(parts.vm, machine)?;
         let not_there = || Fault::new(FaultKind::Other, "find the template just made");
@@ -213,14 +218,12 @@ impl Vmms {
 
     fn make_template(
         &self,
+        templates: &Templates,
         key: &str,
         machine: &Machine,
         parts: &Parts,
         clock: HostClock,
     ) -> Result<(), Fault> {
-        let Some(templates) = &self.templates else {
-            return Ok(());
-        };
         let failed = |error: io::Error| fault("make a template", error);
         let began = Instant::now();
         let memory = Memory::new(memory_size(parts)).map_err(failed)?;
@@ -290,10 +293,13 @@ impl Vmms {
     }
 
     /// Starts a VMM that has taken a template's machine over, with devices of this one.
-    fn begin_from(&self, key: &str, found: &Arc<Template>, parts: Parts) -> Result<(), Trouble> {
-        let Some(templates) = &self.templates else {
-            return Ok(());
-        };
+    fn begin_from(
+        &self,
+        templates: &Templates,
+        key: &str,
+        found: &Arc<Template>,
+        parts: Parts,
+    ) -> Result<(), Trouble> {
         let vm = parts.vm;
         let ahead = templates.take_ahead(vm);
         // Of this shape, if perhaps of an older template: state and memory are of one then.
