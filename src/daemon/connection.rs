@@ -8,7 +8,6 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use smol::Async;
 use smol::channel::{Receiver, Sender};
 use smol::io::AsyncReadExt;
@@ -16,6 +15,7 @@ use smol::io::AsyncReadExt;
 use crate::failure::{Failure, FailureKind};
 use crate::proto::reply::Line;
 use crate::proto::request::{Call, MAX_REQUEST, PROTOCOL_VERSION};
+use crate::sys::descriptors::send_with;
 
 /// Lines that may wait for a client that does not read.
 const BACKLOG: usize = 256;
@@ -115,23 +115,10 @@ pub async fn write_line(stream: &Async<UnixStream>, outgoing: &Outgoing) -> io::
         let descriptor = outgoing.descriptor.as_ref().filter(|_| sent == 0);
         let rest = &bytes[sent..];
         sent += stream
-            .write_with(|stream| send(stream, rest, descriptor))
+            .write_with(|stream| send_with(stream, rest, descriptor.map(AsFd::as_fd)))
             .await?;
     }
     Ok(())
-}
-
-fn send(stream: &UnixStream, bytes: &[u8], descriptor: Option<&OwnedFd>) -> io::Result<usize> {
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let borrowed = descriptor.map(|descriptor| [descriptor.as_fd()]);
-    if let Some(descriptors) = &borrowed {
-        let pushed = control.push(SendAncillaryMessage::ScmRights(descriptors));
-        assert!(pushed, "the space is made for one descriptor");
-    }
-    let slices = [io::IoSlice::new(bytes)];
-    let sent = rustix::net::sendmsg(stream, &slices, &mut control, SendFlags::NOSIGNAL)?;
-    Ok(sent)
 }
 
 /// Returns when the client has closed its end. What it still sends is thrown away:

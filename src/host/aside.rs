@@ -80,7 +80,7 @@ impl Aside {
     pub fn path_for_program(&self) -> PathBuf {
         match &self.named {
             Some(path) => path.clone(),
-            None => descriptor_path(std::process::id(), &self.file),
+            None => path_while_open(&self.file),
         }
     }
 
@@ -162,8 +162,11 @@ pub fn is_abandoned(path: &Path) -> bool {
         && File::open(path).is_ok_and(|file| file.try_lock().is_ok())
 }
 
-fn descriptor_path(pid: u32, file: &File) -> PathBuf {
-    PathBuf::from(format!("/proc/{pid}/fd/{}", file.as_raw_fd()))
+/// The path by which another process of this user opens a file of ours, as long as we have it
+/// open.
+pub fn path_while_open(file: &File) -> PathBuf {
+    let (pid, number) = (std::process::id(), file.as_raw_fd());
+    PathBuf::from(format!("/proc/{pid}/fd/{number}"))
 }
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
 //! What a program inherits: takes the descriptor that was meant for it, closes those
-//! that were not.
+//! that were not. What it hands to another through a socket.
 
 use std::fs;
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use rustix::io::FdFlags;
+use rustix::io::{FdFlags, retry_on_intr};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 /// Takes ownership of a descriptor that whoever started this process left open for it
 /// under this number, and keeps it from the programs that this process starts.
@@ -27,6 +29,27 @@ pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: inherited, so no value in this process owns it; a second call for the same
     // number fails on the flag that was just set.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Sends bytes, and a descriptor with the first of them; how many were sent.
+///
+/// # Errors
+/// As sendmsg(2); `EPIPE` without a signal.
+pub fn send_with(
+    stream: impl AsFd,
+    bytes: &[u8],
+    descriptor: Option<BorrowedFd<'_>>,
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors = descriptor.map(|descriptor| [descriptor]);
+    if let Some(descriptors) = &descriptors {
+        let pushed = control.push(SendAncillaryMessage::ScmRights(descriptors));
+        assert!(pushed, "the space is made for one descriptor");
+    }
+    let slices = [IoSlice::new(bytes)];
+    let mut send = || sendmsg(&stream, &slices, &mut control, SendFlags::NOSIGNAL);
+    Ok(retry_on_intr(&mut send)?)
 }
 
 /// Closes all descriptors of this process but 0, 1, 2 and those in `keep`.

@@ -11,20 +11,18 @@
 //! QEMU speaks to one client at a time, so a connection lives as long as a question, or as
 //! the move of a machine.
 
-use std::io::{self, BufRead, BufReader, ErrorKind, IoSlice, Read, Write};
-use std::mem::MaybeUninit;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use rustix::io::retry_on_intr;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use crate::host::fault::fault;
 use crate::host::socket;
 use crate::plan::step::{Fault, FaultKind};
+use crate::sys::descriptors::send_with;
 
 use super::Deadline;
 
@@ -327,7 +325,10 @@ impl Qmp {
         let stream = self.stream.get_mut();
         stream
             .set_write_timeout(Some(left))
-            .and_then(|()| send(stream, &line, file))
+            .and_then(|()| {
+                let sent = send_with(&*stream, &line, file)?;
+                stream.write_all(&line[sent..])
+            })
             .map_err(|error| io_fault(&attempt, error))?;
         match self.read(&attempt)? {
             Line::Return(value) => Ok(value),
@@ -390,21 +391,6 @@ impl Command<'_> {
             Command::DeviceAdd { .. } => "device_add",
         }
     }
-}
-
-/// Sends a line, and a descriptor with its first byte.
-fn send(stream: &mut UnixStream, line: &[u8], file: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    let Some(file) = file else {
-        return stream.write_all(line);
-    };
-    let files = [file];
-    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut message = SendAncillaryBuffer::new(&mut room);
-    let fits = message.push(SendAncillaryMessage::ScmRights(&files));
-    debug_assert!(fits, "the room is for one descriptor");
-    let parts = [IoSlice::new(line)];
-    let sent = retry_on_intr(|| sendmsg(&*stream, &parts, &mut message, SendFlags::NOSIGNAL))?;
-    stream.write_all(&line[sent..])
 }
 
 impl Refusal {

@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::stock::Sum;
-use crate::host::aside::{self, Aside};
+use crate::host::aside::{self, Aside, path_while_open};
 
 const MAGIC: &[u8; 8] = b"bgrtmpl2";
 /// What is behind the index, bytes.
@@ -103,12 +103,6 @@ fn invalid(why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
-/// The path by which another process of this user opens a file of ours.
-pub fn path_of(file: &File) -> PathBuf {
-    use std::os::fd::AsRawFd;
-    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into()
-}
-
 /// A file in memory, of zeros.
 pub fn in_memory(name: &str, size: u64) -> io::Result<File> {
     let file = File::from(memfd_create(name, MemfdFlags::CLOEXEC)?);
@@ -124,7 +118,7 @@ impl Memory {
 
     /// The path by which the VMM's launcher opens it, as long as this lives.
     pub fn path(&self) -> PathBuf {
-        path_of(&self.0)
+        path_while_open(&self.0)
     }
 }
 
@@ -373,7 +367,7 @@ impl Template {
 
     /// The path by which the VMM's launcher opens it, as long as this lives.
     pub fn state(&self) -> PathBuf {
-        path_of(&self.file)
+        path_while_open(&self.file)
     }
 
     /// Writes the memory to where it was. To compare the sum takes two thirds of that time

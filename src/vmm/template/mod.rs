@@ -36,6 +36,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
+use crate::host::aside::path_while_open;
 use crate::host::fault::fault;
 use crate::model::ids::VmId;
 use crate::model::units::Bytes;
@@ -46,7 +47,7 @@ use crate::plan::step::{Fault, FaultKind, Machine};
 use super::machine::Parts;
 use super::steps::Vmms;
 use super::{Deadline, initrd, of, qemu};
-use file::{Memory, Template, in_memory, path_of};
+use file::{Memory, Template, in_memory};
 pub(super) use stock::Templates;
 
 /// Changes with what a template is, so that an old one is not taken for a new.
@@ -231,7 +232,7 @@ impl Vmms {
         let kernel = self.layout.kernel(&machine.kernel);
         let table = (aml::PATH, aml::table());
         initrd::write_for_template(&disk, self.own_program(), &kernel, &table)?;
-        let parts = parts.for_template(path_of(&disk), memory.path(), Some(clock));
+        let parts = parts.for_template(path_while_open(&disk), memory.path(), Some(clock));
         let writing = templates.shelf.begin(key).map_err(failed)?;
         self.start_vmm(&parts)?;
         let limit = Deadline::after(BOOT_LIMIT);
